@@ -31,6 +31,7 @@ from utils.influence.delete import delete
 from utils.influence.dice import dice, direction, scored_steps, states_from
 from utils.influence.last_layer import last_layer_influence
 from utils.influence.targets import objective
+from workers.derivatives import piece_size
 from workers.engine import Engine
 from workers.row_layout import RowLayout
 from workers.worker_vision import Fleet
@@ -189,11 +190,11 @@ class ScoredRun:
 
     @torch.no_grad()
     def forward(self) -> None:
-        """The consensus model's logits of all training and validation samples."""
+        """One network's logits of all training and validation samples, on the fleet's threads."""
+        samples, engine = self.job.samples, self.job.engine
         model = self.job.model.eval()
         for ids_n in (self.job.train_ids, self.job.val_ids):
-            for piece in ids_n.split(500):
-                model(self.job.samples.plain(piece)[0])
+            engine.map(torch.no_grad()(lambda piece: model(samples.plain(piece)[0])), ids_n.split(piece_size(samples)))
 
     def describe(self) -> dict[str, Any]:
         """Sizes of the run."""

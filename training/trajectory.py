@@ -9,6 +9,7 @@ Legend: N workers, P trainable floats, D floats a row, T local steps, n samples.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from networks import features, head
+from networks import head
 from training import checkpoint
 from training.build import Job
 from training.protocols import RoundPlan, load_protocol
 from utils.errors import UsageError
 from utils.influence.trajectory import Step, StepAdjoint
-from workers.derivatives import Derivatives
+from workers.derivatives import Derivatives, piece_size
 
 
 class RecordedRun:
@@ -203,15 +204,22 @@ class RecordedRun:
     def last_layer(self) -> tuple[nn.Linear, Tensor, Tensor, Tensor, Tensor]:
         """The consensus model's head, and features and labels of training and validation samples."""
         samples = self.job.samples
-        model = copy.deepcopy(self.job.model).to(samples.dtype).to(self.fleet.device)
+        model = copy.deepcopy(self.job.model).to(samples.dtype).to(self.fleet.device).eval()
         final_ND = self.final()  # may be replayed, hence not inside no_grad
-        model.load_state_dict(self.fleet.layout.state_dict(final_ND.mean(0)), strict=False)
-        model.eval()
+        self.fleet.layout.attach(model, final_ND.mean(0))
+        seen = threading.local()  # as networks.features, for threads that share the module
+        hook = head(model).register_forward_pre_hook(lambda _, inputs: setattr(seen, "inputs", inputs[0]))
 
         @torch.no_grad()
-        def of(ids_n: Tensor) -> tuple[Tensor, Tensor]:
-            pieces = list(ids_n.to(self.fleet.device).split(500))
-            parts = [features(model, samples.plain(piece)[0]) for piece in pieces]
-            return torch.cat(parts), samples.labels_n[ids_n.to(self.fleet.device)]
+        def of_piece(piece: Tensor) -> Tensor:
+            model(samples.plain(piece)[0])
+            return seen.inputs
 
-        return head(model), *of(self.job.train_ids), *of(self.job.val_ids)
+        def of(ids_n: Tensor) -> tuple[Tensor, Tensor]:
+            ids_n = ids_n.to(self.fleet.device)
+            pieces = ids_n.split(piece_size(samples))
+            return torch.cat(self.fleet.engine.map(of_piece, pieces)), samples.labels_n[ids_n]
+
+        parts = *of(self.job.train_ids), *of(self.job.val_ids)
+        hook.remove()
+        return head(model), *parts

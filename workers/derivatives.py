@@ -178,27 +178,31 @@ class Derivatives:
             size = min(size, -(-len(ids_n) // threads))
         pieces = list(ids_n.split(size))
         groups = 1 if len(chunks) >= threads else min(threads, len(pieces))
-        tasks = [(chunk, pieces[g::groups]) for chunk in chunks for g in range(groups)]
+        tasks = [(chunk, pieces[g::groups], g == 0) for chunk in chunks for g in range(groups)]
 
-        def run(chunk: list[int], pieces: list[Tensor]) -> tuple[Tensor, Tensor]:
-            rows_nD = rows_RD[chunk[0] : chunk[-1] + 1]
+        value_R, gradient_RD = torch.zeros_like(rows_RD[:, 0]), torch.zeros_like(rows_RD)
+
+        def run(chunk: list[int], pieces: list[Tensor], first: bool) -> tuple[slice, Tensor, Tensor]:
+            part = slice(chunk[0], chunk[-1] + 1)
+            rows_nD = rows_RD[part]
             leaves = self._leaves(rows_nD)
-            gradient_nD, value_n = torch.zeros_like(rows_nD), torch.zeros_like(rows_nD[:, 0])
+            value_n, gradient_nD = torch.zeros_like(value_R[part]), gradient_RD[part]
+            if not first:
+                gradient_nD = torch.zeros_like(rows_nD)
             for piece in pieces:
                 images, labels_B = samples.plain(piece.to(samples.labels_n.device))
                 logits_nBC, _ = self._logits(leaves, images.expand(len(chunk), *images.shape), train=False)
                 loss_n = cross_entropy(logits_nBC, labels_B.expand(len(chunk), -1)).sum(1)
                 self._pack(torch.autograd.grad(loss_n.sum(), leaves, materialize_grads=True), gradient_nD)
                 value_n += loss_n.detach()
-            return value_n, gradient_nD
+            return part, value_n, gradient_nD
 
-        value_R, gradient_RD = torch.zeros_like(rows_RD[:, 0]), torch.zeros_like(rows_RD)
-        for (chunk, _), (value_n, gradient_nD) in zip(
-            tasks, self.engine.map(run, *zip(*tasks, strict=True)), strict=True
-        ):
-            value_R[chunk] += value_n
-            gradient_RD[chunk] += gradient_nD
-        return value_R / len(ids_n), gradient_RD / len(ids_n)
+        results = self.engine.map(run, *zip(*tasks, strict=True))
+        for (_, _, first), (part, value_n, gradient_nD) in zip(tasks, results, strict=True):
+            value_R[part] += value_n
+            if not first:
+                gradient_RD[part] += gradient_nD
+        return value_R.div_(len(ids_n)), gradient_RD.div_(len(ids_n))
 
     def sample_products(
         self,
@@ -269,8 +273,10 @@ class Derivatives:
         """
         ids_NB = self.fleet.batches.ids(steps_N)
         P = self.layout.P
-        result_ND = torch.zeros_like(rows_ND)
-        result_ND[:, P:] = statistics_NS
+        result_ND = torch.empty_like(rows_ND)  # the chunks fill it
+        if workers is not None:
+            result_ND[:, :P] = 0.0
+            result_ND[:, P:] = statistics_NS
         products_NB = torch.zeros(ids_NB.shape, dtype=rows_ND.dtype, device=rows_ND.device)
         stepped_N = torch.zeros(len(rows_ND), dtype=torch.bool)
         chunks = self.engine.chunks(range(len(rows_ND)) if workers is None else workers)
@@ -278,14 +284,19 @@ class Derivatives:
             self._product = self._trusted(rows_ND[chunks[0]], self.fleet.batch(chunks[0], ids_NB, steps_N))
 
         def run(chunk: list[int]) -> None:
-            batch, adjoint_nS = self.fleet.batch(chunk, ids_NB, steps_N), statistics_NS[chunk]
-            down, products_nB = self._product(rows_ND[chunk], rho_NP[chunk], adjoint_nS, batch)
-            back_nD = torch.zeros(len(chunk), self.layout.D, dtype=rows_ND.dtype, device=rows_ND.device)
-            self._pack(down, back_nD)
+            contiguous = chunk[-1] - chunk[0] + 1 == len(chunk)
+            part = slice(chunk[0], chunk[-1] + 1) if contiguous else chunk
+            batch, adjoint_nS = self.fleet.batch(chunk, ids_NB, steps_N), statistics_NS[part]
+            down, products_nB = self._product(rows_ND[part], rho_NP[part], adjoint_nS, batch)
+            back_nD = result_ND[part]
+            rows = back_nD if self.engine.name == "vmap" else back_nD[0]
+            for entry, gradient in zip(self.layout.parameters, down, strict=True):
+                entry.view(rows).copy_(gradient)
             back_nD[:, P:] = adjoint_nS
             for entry, rate in zip(self._statistics, self._rates, strict=True):
                 back_nD.narrow(1, entry.offset, entry.numel).mul_(1 - rate)
-            result_ND[chunk] = back_nD
+            if not contiguous:
+                result_ND[chunk] = back_nD
             products_NB[chunk, : products_nB.shape[1]] = products_nB.to(products_NB.dtype)
             stepped_N[chunk] = True
 

@@ -81,4 +81,4 @@ def direction(trajectory: Trajectory, t: int, states: list[Tensor], gradients: l
         adjoint, _ = step_back(trajectory, t + s, states[s], adjoint)
         adjoint.rows_ND += gradients[s]
     _, rho_NP = momentum_adjoint(trajectory, t, adjoint)
-    return rho_NP - trajectory.step(t).lr * gradients[0][:, : trajectory.P]
+    return rho_NP.sub_(gradients[0][:, : trajectory.P], alpha=trajectory.step(t).lr)

@@ -57,22 +57,26 @@ def momentum_adjoint(trajectory: Trajectory, t: int, adjoint: Adjoint) -> tuple[
     step, P = trajectory.step(t), trajectory.P
     mu_ND = transpose_mix(step.mixing, adjoint.rows_ND)
     nu_NP = transpose_mix(step.mixing, adjoint.momentum_NP) if step.mix_momentum else adjoint.momentum_NP
-    rho_NP = nu_NP - step.lr * mu_ND[:, :P]
+    rho_NP = torch.sub(nu_NP, mu_ND[:, :P], alpha=step.lr)
     if step.active is not None:
         idle_N = torch.ones(len(rho_NP), dtype=torch.bool, device=rho_NP.device)
         idle_N[list(step.active)] = False
-        rho_NP = rho_NP.masked_fill(idle_N[:, None], 0.0)
+        rho_NP.masked_fill_(idle_N[:, None], 0.0)
     return Adjoint(mu_ND, nu_NP), rho_NP
 
 
 def step_back(trajectory: Trajectory, t: int, rows_ND: Tensor, adjoint: Adjoint) -> tuple[Adjoint, StepAdjoint]:
-    """From the adjoints after step t to those before it (``rows_ND``: the rows before it)."""
+    """From the adjoints after step t to those before it (``rows_ND``: the rows before it).
+
+    ``adjoint`` is used up: a large fleet's row is tens of megabytes, and fresh memory costs more than the
+    arithmetic on it."""
     step, P = trajectory.step(t), trajectory.P
     mixed, rho_NP = momentum_adjoint(trajectory, t, adjoint)
     back = trajectory.step_adjoint(t, rows_ND, rho_NP, mixed.rows_ND[:, P:])
-    lambda_ND, nu_NP = mixed.rows_ND.clone(), trajectory.momentum * rho_NP
-    lambda_ND[:, :P] += back.rows_ND[:, :P] + trajectory.weight_decay * rho_NP
+    lambda_ND = mixed.rows_ND
+    lambda_ND[:, :P].add_(back.rows_ND[:, :P]).add_(rho_NP, alpha=trajectory.weight_decay)
     lambda_ND[:, P:] = back.rows_ND[:, P:]
+    nu_NP = rho_NP.mul_(trajectory.momentum)
     if step.active is not None:  # who did not train kept its momentum
         idle = [k for k in range(len(nu_NP)) if k not in set(step.active)]
         nu_NP[idle] = mixed.momentum_NP[idle]

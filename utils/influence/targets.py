@@ -41,7 +41,7 @@ def objective(trajectory: Trajectory, rows_ND: Tensor, target: str) -> tuple[flo
         return value_1.item(), q_N[:, None] * gradient_1D
     if target == "nodes":
         value_N, gradient_ND = trajectory.validation_gradient(rows_ND)
-        return (q_N * value_N).sum().item(), q_N[:, None] * gradient_ND
+        return (q_N * value_N).sum().item(), gradient_ND.mul_(q_N[:, None])
     worker = int(target[7:])
     value_1, gradient_1D = trajectory.validation_gradient(rows_ND[worker : worker + 1])
     gradient_ND = torch.zeros_like(rows_ND)
