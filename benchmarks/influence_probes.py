@@ -6,6 +6,7 @@ Legend: N workers, D floats a row, P trainable floats, n training samples, T loc
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 import tempfile
@@ -37,7 +38,6 @@ from workers.row_layout import RowLayout
 from workers.worker_vision import Fleet
 
 HOPS = (1, 2, 3)
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ class Case:
         return f"{self.model} {self.images} N={self.workers} ({self.engine}{layout})"
 
 
-def build_job(case: Case, threads: int) -> Job:
-    """The case as a run that is ready to start."""
+def build_job(case: Case, threads: int, device: str = "cpu") -> Job:
+    """The case as a run that is ready to start. A GPU records its steps where a CPU would use threads."""
+    engine = "graph" if case.engine == "threads" and device != "cpu" else case.engine
     job = build(
         Config(
             model=case.model,
@@ -74,10 +75,10 @@ def build_job(case: Case, threads: int) -> Job:
             val_fraction=case.val_fraction,
             partition="iid",
             lr=0.01,
-            engine=case.engine,
+            engine=engine,
             channels_last=case.channels_last,
             threads=threads,
-            device="cpu",
+            device=device,
             quiet=True,
         )
     )
@@ -86,12 +87,13 @@ def build_job(case: Case, threads: int) -> Job:
     shape, count = (3, 32, 32), len(job.samples.labels_n)
     images = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     half_C = torch.full(shape[:1], 0.5)
-    job.samples = dataclasses.replace(job.samples, images_nCHW=images, mean_C=half_C, std_C=half_C)
+    samples = dataclasses.replace(job.samples, images_nCHW=images, mean_C=half_C, std_C=half_C)
+    job.samples = samples.to(torch.device(device))
     job.model = load_model(case.model, 10, shape, seed=0)
     layout = RowLayout(job.model, case.channels_last)
     row_D = torch.empty(layout.D)
     layout.write(job.model, row_D)
-    job.initial_ND, job.engine = row_D[None], Engine(job.model, layout, case.engine, threads)
+    job.initial_ND, job.engine = row_D[None].to(device), Engine(job.model, layout, engine, threads)
     return job
 
 
@@ -156,9 +158,9 @@ def naive_dice(run: Kept, states: list[Tensor], t: int, i: int) -> float:
 class ScoredRun:
     """A case's run, and the seconds that each part of scoring it takes."""
 
-    def __init__(self, case: Case, threads: int, seconds: float):
-        self.case, self.seconds = case, seconds
-        self.job = job = build_job(case, threads)
+    def __init__(self, case: Case, threads: int, seconds: float, device: str = "cpu"):
+        self.case, self.seconds, self.device = case, seconds, torch.device(device)
+        self.job = job = build_job(case, threads, device)
         self.folder = tempfile.TemporaryDirectory()
         fleet = train(job, Path(self.folder.name))
         self.run = RecordedRun(job, gossip.rounds(job), Path(self.folder.name))
@@ -168,7 +170,7 @@ class ScoredRun:
         self.t = scored_steps(self.run.num_steps, 1, 1)[0][0]
         self.states = states_from(self.kept, self.t, 1)
         rows_ND = self.states[0]
-        rho_NP = torch.randn(rows_ND[:, : self.run.P].shape, generator=torch.Generator().manual_seed(0))
+        rho_NP = torch.randn(rows_ND[:, : self.run.P].shape, generator=torch.Generator().manual_seed(0)).to(device)
         statistics_NS = torch.ones_like(rows_ND[:, self.run.P :])
         head_inputs = self.run.last_layer()
         self.parts: dict[str, Callable[[], object]] = {
@@ -192,9 +194,10 @@ class ScoredRun:
     def forward(self) -> None:
         """One network's logits of all training and validation samples, on the fleet's threads."""
         samples, engine = self.job.samples, self.job.engine
-        model = self.job.model.eval()
+        model = copy.deepcopy(self.job.model).to(self.device).eval()
         for ids_n in (self.job.train_ids, self.job.val_ids):
-            engine.map(torch.no_grad()(lambda piece: model(samples.plain(piece)[0])), ids_n.split(piece_size(samples)))
+            pieces = ids_n.to(self.device).split(piece_size(samples))
+            engine.map(torch.no_grad()(lambda piece: model(samples.plain(piece)[0])), pieces)
 
     def describe(self) -> dict[str, Any]:
         """Sizes of the run."""
@@ -203,15 +206,15 @@ class ScoredRun:
 
     def measure(self, part: str) -> dict[str, float]:
         """Seconds of the part (of all n samples, where it is about them) and the MiB the process held at most."""
-        forget_peak_memory()
-        calls, seconds = repeat_for(self.seconds, self.parts[part], CPU)
+        forget_peak_memory(self.device)
+        calls, seconds = repeat_for(self.seconds, self.parts[part], self.device)
         count = {"dice_naive": len(self.job.train_ids), "pass": self.one_pass.share}.get(part, 1)
-        return {"seconds": count * seconds / calls, "peak_mib": peak_memory(CPU)}
+        return {"seconds": count * seconds / calls, "peak_mib": peak_memory(self.device)}
 
 
-def scored_run(case: Case, threads: int, seconds: float) -> Callable[[str], dict[str, Any]]:
+def scored_run(case: Case, threads: int, seconds: float, device: str) -> Callable[[str], dict[str, Any]]:
     """For a Probe: the sizes of the run for part "", else its measurements."""
-    scored = ScoredRun(case, threads, seconds)
+    scored = ScoredRun(case, threads, seconds, device)
     return lambda part="": scored.measure(part) if part else scored.describe()
 
 
@@ -220,7 +223,9 @@ def last_layer_alone(model: str, n: int, v: int) -> Callable[[], dict[str, float
     return lambda: compare_if(model, n, v)
 
 
-def forget_peak_memory() -> None:
-    """Start the process's high-water mark anew, where the system can (Linux)."""
+def forget_peak_memory(device: torch.device) -> None:
+    """Start the high-water mark of :func:`peak_memory` anew, where the system can (Linux, CUDA)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

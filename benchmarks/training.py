@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads; the measuri
 
 import torch
 
-from benchmarks.bars import check_bars, describe
+from benchmarks.bars import BARS, GPU_BARS, check_bars, describe
 from benchmarks.common import (
     MIB,
     Probe,
@@ -56,7 +56,9 @@ from workers.row_layout import RowLayout
 
 WORKERS = (4, 16, 64, 256, 1024)
 MOST_WORKERS = {"mlp": 1024, "mlp_wide": 256, "cnn": 1024, "resnet18": 16}  # but for --workers
-EXECUTIONS = ("auto", "threads/nchw", "threads/channels_last", "loop/nchw", "loop/channels_last", "vmap/nchw")
+LAYOUTS = ("nchw", "channels_last")
+ENGINES = ("threads", "loop", "graph")
+EXECUTIONS = ("auto", "vmap/nchw", *(f"{engine}/{layout}" for engine in ENGINES for layout in LAYOUTS))
 MATRICES = 4.5  # parameters, their mix, momentum, the copy that gossip is compared with; and gradients
 
 
@@ -190,11 +192,11 @@ def has_convolutions(model: str) -> bool:
 
 def executions(args: argparse.Namespace, base: Setting, num_workers: int) -> list[Setting]:
     """The settings to time: those of --executions, or those that make sense for the model."""
-    names = args.executions
-    if not names and has_convolutions(base.model):
-        names = ["threads/nchw", "threads/channels_last"] + (["vmap/nchw"] if base.device != "cpu" else [])
-    elif not names:
-        names = ["vmap/nchw", "threads/nchw"]
+    engines = ["threads"] if base.device == "cpu" else ["graph", "loop"]
+    layouts = LAYOUTS if has_convolutions(base.model) else LAYOUTS[:1]
+    names = args.executions or [f"{engine}/{layout}" for engine in engines for layout in layouts]
+    if not args.executions and (base.device != "cpu" or len(layouts) == 1):
+        names.insert(0, "vmap/nchw")
     settings = []
     for amp in (False, True) if args.amp else (False,):
         for name in names:
@@ -329,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_row(None)
     for model in args.models:
         compare(args, model, record)
-    record["bars"] = check_bars(record["rows"]) if device.type == "cpu" else []
+    record["bars"] = check_bars(record["rows"], BARS if device.type == "cpu" else GPU_BARS)
     if args.amp and device.type == "cpu" and not record["machine"]["fast_bf16"]:
         print("\nthis processor has no bf16 instructions: the bar of --amp does not apply")
         record["bars"] = [c for c in record["bars"] if "bf16" not in c["execution"]]

@@ -19,7 +19,6 @@ import main
 import training.trainer
 from training import checkpoint
 
-ROUND_0 = pytest.mark.xfail(strict=True, reason="a resume before the first checkpoint logs round 0 again (Trainer.run)")
 ROUNDS = 18
 FLAGS = ("--epochs", "6", "--checkpoint_every", "2", "--eval_every", "3", "--mode", "exponential_one_peer")
 PROJECT = Path(main.__file__).parent
@@ -250,6 +249,17 @@ def test_another_configuration_is_not_resumed(tmp_path, capsys, flags):
     line = refused(capsys, main.main(arguments(tmp_path, *FLAGS, "--resume", *flags)))
     assert flags[0] in line
     assert before == {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
+
+
+def test_changed_contents_of_a_named_file_are_noticed(tmp_path, capsys):
+    dropped = tmp_path / "dropped.txt"
+    dropped.write_text("3\n5\n")
+    interrupted(tmp_path, 4, "--drop_samples", str(dropped))
+    dropped.write_text("3\n7\n")
+    again = arguments(tmp_path, *FLAGS, "--resume", "--drop_samples", str(dropped))
+    assert "--drop_samples" in refused(capsys, main.main(again))
+    dropped.write_text("3\n5\n")
+    assert main.main(again) == 0
 
 
 def test_what_does_not_change_the_numbers_may_differ(tmp_path, whole):

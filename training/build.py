@@ -21,7 +21,7 @@ from data.batches import Batches, Samples
 from data.corruption import corrupt
 from data.dataset_loader import Dataset, load_dataset, split_validation
 from networks import load_model
-from utils.args import Config
+from utils.args import Config, file_digests
 from utils.dirichlet import partition
 from utils.errors import UsageError
 from utils.provenance import provenance
@@ -327,4 +327,6 @@ def read_sample_ids(path: str, count: int) -> Tensor:
 
 def describe(job: Job) -> dict[str, Any]:
     """config.json: everything needed to repeat the run."""
-    return {"config": job.config.to_json(), "execution": vars(job.execution), **provenance()}
+    record = {"config": job.config.to_json(), "execution": vars(job.execution), **provenance()}
+    digests = file_digests(job.config)
+    return {**record, "files": digests} if digests else record

@@ -16,7 +16,7 @@ from typing import Any
 
 from training.build import Execution, build
 from training.trainer import train
-from utils.args import Config, differences
+from utils.args import Config, differences, file_digests
 from utils.errors import UsageError
 from utils.records import read_json, write_json
 from workers import distributed
@@ -101,6 +101,13 @@ def recorded_execution(config: Config, run_dir: Path) -> Execution:
         raise UsageError(
             f"the run {run_dir} was made with another {', '.join('--' + name for name in other)}: give the "
             "same settings, or another --run_name."
+        )
+    files = record.get("files", {})
+    changed = [f"--{name}" for name, digest in file_digests(config).items() if files.get(name, digest) != digest]
+    if changed:
+        raise UsageError(
+            f"the file of {', '.join(changed)} is not what it was when the run {run_dir} was made: put the old "
+            "contents back, or give another --run_name."
         )
     return execution
 

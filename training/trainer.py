@@ -201,12 +201,15 @@ class Trainer:
 
     def measure(self, samples: Samples, ids_n: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Loss and accuracy of the workers [N], [N] and of the run's model [1], [1] on these samples."""
+        N = self.config.num_workers
         loss_1, accuracy_1 = self.fleet.evaluate(samples, ids_n, self.model())
         if self.shared:
-            N = self.config.num_workers
             return loss_1.expand(N), accuracy_1.expand(N), loss_1, accuracy_1
-        stride = -(-len(ids_n) // worker_samples(self.config.num_workers))
-        return *self.fleet.evaluate(samples, ids_n[::stride]), loss_1, accuracy_1
+        ids_n = ids_n[:: -(-len(ids_n) // worker_samples(self.config.num_workers))]
+        if self.done == 0 and len(self.job.initial_ND) == 1:  # they are all the same
+            loss_1N, accuracy_1N = self.fleet.evaluate(samples, ids_n, self.fleet.rows_RD[:1])
+            return loss_1N.expand(N), accuracy_1N.expand(N), loss_1, accuracy_1
+        return *self.fleet.evaluate(samples, ids_n), loss_1, accuracy_1
 
     def model(self) -> Tensor:
         """The model that the run is about [1, D]: the consensus of the workers, or the server's."""

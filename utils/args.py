@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import types
@@ -179,9 +180,9 @@ class Config:
     engine: str = flag(
         "auto",
         "machine",
-        "how steps are executed; auto measures once",
+        "how steps are executed; auto measures once (graph: on a GPU)",
         numeric=False,
-        choices=("auto", "threads", "loop", "vmap"),
+        choices=("auto", "threads", "loop", "vmap", "graph"),
     )
     channels_last: bool | None = flag(
         None, "machine", "memory layout of convolutions (default: where it is faster)", numeric=False
@@ -254,6 +255,16 @@ class Config:
         """The fields that change the numbers of a run (what 'the same configuration' means)."""
         values = self.to_json()
         return {f.name: values[f.name] for f in dataclasses.fields(self) if f.metadata["numeric"]}
+
+
+def file_digests(config: Config) -> dict[str, str]:
+    """SHA-256 of the files that the configuration names and whose contents change the numbers, by flag."""
+    paths = {name: getattr(config, name) for name in ("drop_samples", "topology_file") if getattr(config, name)}
+    return {
+        name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        for name, path in paths.items()
+        if Path(path).is_file()
+    }
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -6,6 +6,8 @@ workers a chunk holds and which thread runs it.
 - ``threads``: one worker a chunk, chunks spread over Python threads with one intra-op thread each
   (PyTorch releases the GIL inside its operators). Best for convolutions and wide layers.
 - ``loop``: the same on a single thread.
+- ``graph``: as ``loop``, but a step of all workers is recorded once as a CUDA graph of parallel streams and
+  replayed (:mod:`workers.step_graph`). For GPUs, where launching kernels is what costs.
 - ``vmap``: many workers a chunk; the forward pass runs under ``torch.vmap``, so a linear layer of all
   workers becomes one batched product, and autograd differentiates that. Best for small MLPs.
 
@@ -32,14 +34,14 @@ from workers.row_layout import RowLayout, without_counters
 R = TypeVar("R")
 
 VMAP_CHUNK = 128  # workers; measured on the 64-64-10 MLP: 64 to 128 keep a chunk's rows in the cache
-ENGINES = ("auto", "threads", "loop", "vmap")
+ENGINES = ("auto", "threads", "loop", "vmap", "graph")
 
 
 @dataclass
 class Engine:
     """An execution strategy for one network.
 
-    ``name``: 'threads', 'loop' or 'vmap'. ``threads``: Python threads that run chunks.
+    ``name``: 'threads', 'loop', 'vmap' or 'graph'. ``threads``: Python threads that run chunks.
     ``autocast``: dtype of mixed precision (bfloat16) or None.
     """
 
@@ -57,7 +59,7 @@ class Engine:
         # Parameters are handed in at every call, so the modules need no memory of their own.
         self._template = without_counters(copy.deepcopy(self.model)).to("meta")
         self.workers_a_chunk = VMAP_CHUNK if self.name == "vmap" else 1
-        if self.name == "loop":
+        if self.name in ("loop", "graph"):
             self.threads = 1
         if self.threads > 1:
             self._pool = ThreadPoolExecutor(self.threads, "worker", initializer=torch.set_num_threads, initargs=(1,))

@@ -20,7 +20,7 @@ from workers.worker_vision import Fleet
 
 CLEARLY_FASTER = 1.3
 LARGE = 2_000_000  # parameters from which batching over workers is not even tried on a CPU
-TRIAL_ROWS = 128
+TRIAL_ROWS, GPU_TRIAL_ROWS = 128, 16
 
 
 def choose_execution(
@@ -40,11 +40,15 @@ def choose_execution(
     has_convolutions = any(p.dim() == 4 for p in model.parameters())
     layouts = [channels_last] if channels_last is not None else ([True, False] if has_convolutions else [False])
     names = [engine] if engine != "auto" else ["threads", "vmap"]
-    if engine == "auto":
+    if engine == "graph" and device.type != "cuda":
+        raise UsageError(f"--engine graph records steps for a GPU, and this run is on '{device}': use --engine auto.")
+    if engine == "auto" and device.type == "cuda":
+        names = ["graph", "vmap", "loop"]  # what cannot be captured or batched is left out below
+    elif engine == "auto":
         large = sum(p.numel() for p in model.parameters()) > LARGE
         has_buffers = any(b.is_floating_point() for b in model.buffers())
         # Batched over workers, convolutions become grouped ones: half as fast on a CPU, and hungry.
-        slow_here = device.type == "cpu" and (large or has_convolutions or autocast is not None)
+        slow_here = large or has_convolutions or autocast is not None
         if slow_here or (has_buffers and batches.ragged):
             names = ["threads"]
     candidates = [(name, layout) for name in names for layout in layouts]
@@ -72,21 +76,21 @@ def time_step(
     autocast: torch.dtype | None,
 ) -> float:
     """Seconds of a worker's step, timed on a part of the fleet: 2 workers a thread where each is a chunk of
-    its own, up to 128 where they are batched. The best of three."""
+    its own, up to 16 on a GPU, up to 128 where they are batched. The best of three."""
     name, channels_last = candidate
     layout = RowLayout(model, channels_last)
     engine = Engine(model, layout, name, threads, autocast)
     row_D = torch.empty(layout.D, dtype=samples.dtype)
     layout.write(model, row_D)
     trial = dataclasses.replace(samples, channels_last=channels_last).to(device)
-    fleet = Fleet(engine, row_D.to(device), trial, batches, momentum=0.9)
-    rows = min(fleet.num_rows, TRIAL_ROWS if name == "vmap" else 2 * threads)
-    workers = None if rows == fleet.num_rows else list(range(rows))
+    rows = TRIAL_ROWS if name == "vmap" else 2 * threads if device.type == "cpu" else GPU_TRIAL_ROWS
+    rows = min(rows, len(batches.lengths_N))
+    fleet = Fleet(engine, row_D.to(device), trial, batches, momentum=0.9, owned=range(rows))
     steps_N = torch.zeros(fleet.num_workers, dtype=torch.int64)
     best = float("inf")
     for _ in range(4):
         start = time.perf_counter()
-        fleet.step(steps_N, 1e-3, workers)
+        fleet.step(steps_N, 1e-3)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)

@@ -27,6 +27,7 @@ from utils.errors import UsageError
 from workers.engine import Engine
 from workers.mixing import mix_rows, without_workers
 from workers.robust import Byzantine, robust_mix, sent_rows
+from workers.step_graph import StepGraph
 
 EVALUATION_BATCH = 128  # larger ones cost the CNN 1.8 times as much a sample on a CPU (freshly mapped memory)
 
@@ -102,6 +103,7 @@ class Fleet:
         self.isolated: set[int] = set()  # workers that nobody hears any more
         self.silent: frozenset[int] = frozenset()  # workers that the consensus leaves out from the start
         self._spare_RD = torch.empty(0)
+        self._step_graph: StepGraph | None = None
         self._block_diagonals: dict[int, tuple] = {}
 
     def rows_of(self, workers: list[int] | None = None) -> list[int]:
@@ -154,32 +156,38 @@ class Fleet:
         """
         rows = self.rows_of(workers)
         ids_NB = self.batches.ids(steps_N)
+        if self.engine.name == "graph" and workers is None:
+            self._step_graph = self._step_graph or StepGraph(self)
+            return self._step_graph(self.batch(rows, ids_NB, steps_N), lr)
         losses_R = torch.zeros(self.num_rows, device=self.device)
 
         def run(chunk: list[int]) -> None:
-            batch = self.batch(chunk, ids_NB, steps_N)
-            rows_nD, momentum_nP, contiguous = self._take(chunk)
-            leaves = self.engine.leaves(rows_nD)
-            loss_n = batch.loss(self.engine.logits(leaves, rows_nD, batch.images, train=True))
-            gradients = torch.autograd.grad(loss_n.sum(), leaves)
-            self._descend(leaves, gradients, rows_nD, momentum_nP, lr)
-            if not contiguous:
-                self.rows_RD[chunk], self.momentum_RP[chunk] = rows_nD, momentum_nP
-            losses_R[chunk] = loss_n.detach().to(losses_R.dtype)
+            self.train_chunk(chunk, self.batch(chunk, ids_NB, steps_N), lr, losses_R)
 
         self.engine.map(run, self.engine.chunks(rows))
         return losses_R
 
-    def _take(self, chunk: list[int]) -> tuple[Tensor, Tensor, bool]:
-        """A chunk's rows and momentum: views where the rows are neighbours, else copies."""
-        first, last = chunk[0], chunk[-1] + 1
-        if last - first == len(chunk):
-            return self.rows_RD[first:last], self.momentum_RP[first:last], True
-        return self.rows_RD[chunk], self.momentum_RP[chunk], False
+    def train_chunk(self, chunk: list[int], batch: Batch, lr: float | Tensor, losses_R: Tensor) -> None:
+        """One SGD step of the rows of a chunk on their batch; their losses go into ``losses_R``."""
+        contiguous = chunk[-1] - chunk[0] + 1 == len(chunk)
+        part = slice(chunk[0], chunk[-1] + 1) if contiguous else chunk  # a list would copy
+        rows_nD, momentum_nP = self.rows_RD[part], self.momentum_RP[part]
+        leaves = self.engine.leaves(rows_nD)
+        loss_n = batch.loss(self.engine.logits(leaves, rows_nD, batch.images, train=True))
+        gradients = torch.autograd.grad(loss_n.sum(), leaves)
+        self._descend(leaves, gradients, rows_nD, momentum_nP, lr)
+        if not contiguous:
+            self.rows_RD[part], self.momentum_RP[part] = rows_nD, momentum_nP
+        losses_R[part] = loss_n.detach().to(losses_R.dtype)
 
     @torch.no_grad()
     def _descend(
-        self, leaves: list[Tensor], gradients: Sequence[Tensor], rows_nD: Tensor, momentum_nP: Tensor, lr: float
+        self,
+        leaves: list[Tensor],
+        gradients: Sequence[Tensor],
+        rows_nD: Tensor,
+        momentum_nP: Tensor,
+        lr: float | Tensor,
     ) -> None:
         """The SGD update of a chunk: one fused kernel, which walks raw memory, so whatever it gets must lie in
         memory alike."""
@@ -265,7 +273,10 @@ class Fleet:
 
     def reset_momentum(self, workers: list[int]) -> None:
         """Momentum of these workers to zero."""
-        self.momentum_RP[self.rows_of(workers)] = 0.0
+        if len(workers) == self.num_workers:
+            self.momentum_RP.zero_()
+        else:
+            self.momentum_RP[self.rows_of(workers)] = 0.0
 
     # ---- looking --------------------------------------------------------------------------------
 
