@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -86,6 +87,7 @@ def compare_if(
     the ratios ``speedup`` and ``speedup_averaged`` of these two to ``features``, and ``spearman``: the rank
     correlation of the scores of the two sides.
     """
+    warnings.filterwarnings("ignore", "Full backward hook is firing")  # pyDVL's, of every batch
     model, train, val = _task(model_name, n, v, batch_size)
     seconds: dict[str, list[float]] = {}
 

@@ -57,11 +57,11 @@ def stages(config, runs: int):
         yield open_stage1(dataclasses.replace(config, seed=seed, run_name=f"seed{seed}"))
 
 
-def cell(values: list[float], scale: float = 1.0, digits: int = 3) -> str:
-    """Mean and 95 % interval as text."""
+def cell(values: list[float], scale: float = 1.0, digits: int = 3, share: bool = False) -> str:
+    """Mean and 95 % interval as text. ``share``: values from 0 to 1, where the interval ends too."""
     from utils.influence.statistics import mean_interval
 
-    mean, low, high = (scale * v for v in mean_interval(values))
+    mean, low, high = (scale * (min(max(v, 0.0), 1.0) if share else v) for v in mean_interval(values))
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
@@ -94,9 +94,9 @@ def flipped_labels(config, runs: int) -> dict:
     for method, entry in results.items():
         row = [
             method,
-            cell(entry["auroc"]),
-            cell(entry["found_10"], 100, 0) + " %",
-            cell(entry["found_20"], 100, 0) + " %",
+            cell(entry["auroc"], share=True),
+            cell(entry["found_10"], 100, 0, share=True) + " %",
+            cell(entry["found_20"], 100, 0, share=True) + " %",
         ]
         for ratio in RATIOS:
             paired = [a - b for a, b in zip(entry[ratio], results["random"][ratio], strict=True)]
@@ -132,7 +132,10 @@ def bad_workers(config, runs: int) -> dict:
             f"AUROC of the workers ({config.bad_data}, {config.num_workers} workers)",
             "bad workers that are the lowest",
         ],
-        [[m, cell(e["auroc"]), cell(e["at the bottom"], 100, 0) + " %"] for m, e in results.items()],
+        [
+            [m, cell(e["auroc"], share=True), cell(e["at the bottom"], 100, 0, share=True) + " %"]
+            for m, e in results.items()
+        ],
     )
     return {"bad_workers": results}
 
