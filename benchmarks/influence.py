@@ -154,7 +154,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for model in args.models:
         choose(CASES, model, "model (--models)")
-    find_device(args.device)
+    args.device = str(find_device(args.device))
     if min(args.threads, args.repeats) < 1 or args.seconds <= 0:
         raise UsageError("--threads, --repeats and --seconds must be positive.")
     if args.quick:

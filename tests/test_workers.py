@@ -14,6 +14,7 @@ from torch import nn
 from data.batches import PADDING, Batches
 from networks import load_model
 from tests.helpers import run_steps, shards_of, small_fleet, small_samples
+from training import checkpoint
 from utils.errors import UsageError
 from utils.topology import build_topology
 from workers.engine import Engine
@@ -89,6 +90,20 @@ def test_a_recorded_step_follows_whatever_changes():
                 fleet.rows_RD = fleet.rows_RD.clone()
                 fleet.reset_momentum([0])
         assert torch.equal(fleets[0].rows_RD, fleets[1].rows_RD)
+
+
+def test_a_step_is_recorded_once_for_each_of_two_matrices():
+    fleet, ring = small_fleet(engine="graph"), build_topology("ring", 4).mixing(0)
+    start = checkpoint.snapshot(fleet)
+    for t in range(9):
+        fleet.step(torch.full((4,), t), 0.05)
+        fleet.mix_robustly(ring, "median", None, t) if t % 3 == 0 else fleet.mix(ring)
+        if t == 4:
+            checkpoint.restore(fleet, start)
+    assert len(fleet._step_graph._recorded) == 2
+    before = checkpoint.snapshot(fleet)
+    fleet._step_graph._rehearse_row(fleet, 1)  # what precedes a capture leaves no trace
+    assert all(torch.equal(before[name], tensor) for name, tensor in checkpoint.snapshot(fleet).items())
 
 
 @pytest.mark.parametrize("engine", ["loop", "vmap"])

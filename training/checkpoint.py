@@ -73,11 +73,12 @@ def restore(fleet: Fleet, tensors: dict[str, Tensor]) -> None:
     """Put a snapshot back: the rows that live here."""
 
     def placed(tensor: Tensor) -> Tensor:
-        return fleet.layout.from_canonical(tensor.to(fleet.device)).clone()
+        return fleet.layout.from_canonical(tensor.to(fleet.device))
 
     here = slice(None) if len(fleet.owned) == fleet.num_workers else slice(fleet.owned.start, fleet.owned.stop)
-    fleet.rows_RD, fleet.momentum_RP = placed(tensors["rows"][here]), placed(tensors["momentum"][here])
-    fleet.extra = {n.removeprefix("extra."): placed(t) for n, t in tensors.items() if n.startswith("extra.")}
+    fleet.rows_RD.copy_(placed(tensors["rows"][here]))  # in place: a recorded step knows where the rows lie
+    fleet.momentum_RP.copy_(placed(tensors["momentum"][here]))
+    fleet.extra = {n.removeprefix("extra."): placed(t).clone() for n, t in tensors.items() if n.startswith("extra.")}
 
 
 def write(

@@ -95,15 +95,17 @@ def recorded_execution(config: Config, run_dir: Path) -> Execution:
     try:
         other = differences(config.numeric(), {k: v for k, v in record["config"].items() if k in config.numeric()})
         execution = Execution(**record["execution"])
+        recorded_files = {str(k): str(v) for k, v in record.get("files", {}).items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{run_dir / 'config.json'} is not the record of a run: --overwrite replaces it.") from error
+    files = file_digests(config)
+    other = [name for name in other if name not in files or files[name] != recorded_files.get(name)]
     if other:
         raise UsageError(
             f"the run {run_dir} was made with another {', '.join('--' + name for name in other)}: give the "
             "same settings, or another --run_name."
         )
-    files = record.get("files", {})
-    changed = [f"--{name}" for name, digest in file_digests(config).items() if files.get(name, digest) != digest]
+    changed = [f"--{name}" for name, digest in files.items() if recorded_files.get(name, digest) != digest]
     if changed:
         raise UsageError(
             f"the file of {', '.join(changed)} is not what it was when the run {run_dir} was made: put the old "

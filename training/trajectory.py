@@ -108,7 +108,8 @@ class RecordedRun:
         if not best <= self._now <= t:
             if best in held or best == 0 and 0 not in self._on_disk:
                 rows, momentum = held.get(best, self._start)
-                self.fleet.rows_RD, self.fleet.momentum_RP = rows.clone(), momentum.clone()
+                self.fleet.rows_RD.copy_(rows)  # in place: a recorded step knows where the rows lie
+                self.fleet.momentum_RP.copy_(momentum)
             else:
                 try:
                     checkpoint.restore(self.fleet, checkpoint.read(self._on_disk[best]).tensors)

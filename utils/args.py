@@ -259,11 +259,13 @@ class Config:
 
 def file_digests(config: Config) -> dict[str, str]:
     """SHA-256 of the files that the configuration names and whose contents change the numbers, by flag."""
-    paths = {name: getattr(config, name) for name in ("drop_samples", "topology_file") if getattr(config, name)}
+    paths = {"drop_samples": config.drop_samples, "topology_file": config.topology_file}
+    if config.mode != "file":
+        del paths["topology_file"]
     return {
         name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
         for name, path in paths.items()
-        if Path(path).is_file()
+        if path and Path(path).is_file()
     }
 
 
@@ -357,6 +359,8 @@ def _recorded(path: str | None, config_class: type[Config]) -> dict[str, Any]:
         raise UsageError(f"--config {path}: {error.strerror or error}.") from error
     except (ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"--config {path} is not a recorded config.json: {error}.") from error
+    if execution.get("engine") == "graph" and values.get("engine") == "auto":
+        del execution["engine"]  # chosen for a GPU, which may not be here
     values |= {name: execution[name] for name in ("engine", "threads", "channels_last") if name in execution}
     # What says where a run goes is not replayed: a replay is a new run.
     hints = typing.get_type_hints(config_class)

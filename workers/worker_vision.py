@@ -27,7 +27,7 @@ from utils.errors import UsageError
 from workers.engine import Engine
 from workers.mixing import mix_rows, without_workers
 from workers.robust import Byzantine, robust_mix, sent_rows
-from workers.step_graph import StepGraph
+from workers.step_graph import MOST_ROWS, StepGraph
 
 EVALUATION_BATCH = 128  # larger ones cost the CNN 1.8 times as much a sample on a CPU (freshly mapped memory)
 
@@ -129,14 +129,15 @@ class Fleet:
         workers_n = self.owned.start + rows_n % len(self.owned)
         sizes_n = self.batches.sizes_N[workers_n]
         size = int(sizes_n.max())
-        ids_nB = ids_NB[workers_n, :size].to(self.device)
+        ids_nB = ids_NB[workers_n, :size].to(self.device, non_blocking=True)  # a GPU may still be at the last step
         padded = None
         if self.batches.ragged:
             padded = ids_nB == PADDING
             ids_nB = ids_nB.clamp(min=0)
         keys_nB = None
         if self.samples.augmentation != "none":
-            keys_nB = augmentation_keys(self.seed, workers_n, steps_N[workers_n], size).to(self.device)
+            keys_nB = augmentation_keys(self.seed, workers_n, steps_N[workers_n], size)
+            keys_nB = keys_nB.to(self.device, non_blocking=True)
         images, labels_nB = self.samples.training(ids_nB, keys_nB)
         if self._all_count:
             weights_nB = torch.ones(ids_nB.shape, dtype=self.dtype, device=self.device)
@@ -145,7 +146,8 @@ class Fleet:
             weights_nB = self.weights_Mn[replicas_n[:, None], ids_nB]
         if padded is not None:
             weights_nB = weights_nB.masked_fill(padded, 0.0)
-        return Batch(images, labels_nB, weights_nB, sizes_n.to(self.device, self.dtype), ids_nB)
+        sizes_n = sizes_n.to(self.dtype).to(self.device, non_blocking=True)
+        return Batch(images, labels_nB, weights_nB, sizes_n, ids_nB)
 
     def step(self, steps_N: Tensor, lr: float, workers: list[int] | None = None) -> Tensor:
         """One SGD step of the given workers (default: all), worker k at its own step ``steps_N[k]``.
@@ -154,11 +156,13 @@ class Fleet:
 
         Returns the training loss [R] before the step (0 for rows that did not step).
         """
+        if workers is not None and len(workers) == self.num_workers:
+            workers = None
         rows = self.rows_of(workers)
         ids_NB = self.batches.ids(steps_N)
-        if self.engine.name == "graph" and workers is None:
+        if self.engine.name == "graph" and workers is None and self.num_rows <= MOST_ROWS:
             self._step_graph = self._step_graph or StepGraph(self)
-            return self._step_graph(self.batch(rows, ids_NB, steps_N), lr)
+            return self._step_graph(self, self.batch(rows, ids_NB, steps_N), lr)
         losses_R = torch.zeros(self.num_rows, device=self.device)
 
         def run(chunk: list[int]) -> None:
@@ -236,7 +240,7 @@ class Fleet:
     ) -> None:
         """A gossip step under a robust rule, in which bad workers send what they please. ``isolate``: who
         sends a row that is not finite is heard no more, from this step on."""
-        source_ND, target = self._all_rows_at_hand(), torch.empty_like(self.rows_RD)
+        source_ND, target = self._all_rows_at_hand(), self._spare(self.rows_RD)
         sent = {} if byzantine is None else sent_rows(byzantine, source_ND, round_index, self.seed)
         garbage = {k for k, row_D in sent.items() if not bool(row_D.isfinite().all())} if isolate else set()
         if garbage - self.isolated:
@@ -246,7 +250,7 @@ class Fleet:
         robust_mix(
             self.engine, rule, matrix, source_ND, target, np.arange(self.owned.start, self.owned.stop), sent=sent
         )
-        self.rows_RD = target
+        self.rows_RD, self._spare_RD = target, self.rows_RD
 
     def _all_rows_at_hand(self) -> Tensor:
         return self.rows_RD
@@ -256,8 +260,11 @@ class Fleet:
         sound_R = self.collect(loss_R.isfinite() & self.rows_RD.isfinite().all(1))
         self.isolated |= set((~sound_R).nonzero()[:, 0].tolist())
 
+    def _spare(self, source: Tensor) -> Tensor:
+        return self._spare_RD if self._spare_RD.shape == source.shape else torch.empty_like(source)
+
     def _mixed(self, matrix: sparse.csr_array, source: Tensor) -> Tensor:
-        target = self._spare_RD if self._spare_RD.shape == source.shape else torch.empty_like(source)
+        target = self._spare(source)
         mix_rows(self.engine, matrix, source, target)
         self._spare_RD = source  # the two matrices take turns: no copy back
         return target

@@ -77,10 +77,12 @@ class Trajectory(Protocol):
         """About ``count`` steps, evenly spaced, whose states are cheap to get."""
 
     def validation_gradient(self, rows_RD: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean validation loss [R] of each row in evaluation mode, and its gradient [R, D]."""
+        """Mean validation loss [R] of each row in evaluation mode, and its gradient [R, D]: fresh tensors that
+        the caller may overwrite."""
 
     def step_adjoint(self, t: int, rows_ND: Tensor, rho_NP: Tensor, statistics_NS: Tensor) -> StepAdjoint:
-        """See :class:`StepAdjoint`; ``statistics_NS``: adjoint of the updated statistics, S = D - P."""
+        """See :class:`StepAdjoint`; ``statistics_NS``: adjoint of the updated statistics, S = D - P. The
+        caller may overwrite ``rho_NP`` afterwards."""
 
     def sample_products(self, rows_ND: Tensor, direction_NP: Tensor) -> Tensor:
         """<direction_j, grad loss_i(rows_j)> for every training sample i, j its worker, in evaluation
