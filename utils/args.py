@@ -70,7 +70,9 @@ class Config:
     node_datasize: int | None = flag(None, "data", "samples a worker takes, with --nonIID", check=POSITIVE)
     download: bool = flag(False, "data", "fetch missing data sets", numeric=False)
     val_fraction: float = flag(0.1, "data", "share of train kept for validation, stratified", check=FRACTION)
-    max_train: int | None = flag(None, "data", "use a stratified subset of so many training samples", check=POSITIVE)
+    max_train: int | None = flag(
+        None, "data", "keep so many training samples, stratified, once validation is split off", check=POSITIVE
+    )
     augment: str = flag(
         "auto", "data", "auto crops and flips natural colour images", choices=("auto", "none", "crop", "crop_flip")
     )
