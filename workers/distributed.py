@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from torch import Tensor
 from workers.mixing import is_average, is_dense, mix_rows
 from workers.worker_vision import Fleet
 
+JOIN, WAIT = timedelta(seconds=60), timedelta(minutes=30)  # for the connection, and for what others compute
+
 
 def started() -> bool:
     """Whether this process is one of several that torchrun started and joined."""
@@ -32,7 +35,14 @@ def started() -> bool:
 def join(device_type: str) -> None:
     """Join the other processes, if torchrun started this one: gloo on CPU, nccl on GPU."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not started():
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+        store, rank, world = next(dist.rendezvous("env://", timeout=JOIN))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            # torchrun keeps one store for all restarts, in which restarted processes would find each other's old
+            # addresses. (Over several machines the count may differ: there a failed connection ends in a restart.)
+            store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "nccl" if device_type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=JOIN)
+        dist.distributed_c10d._set_pg_timeout(WAIT)
 
 
 def leave() -> None:
