@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from utils.digest import digest_tensors
 from utils.errors import UsageError
 from workers.worker_vision import Fleet
 
@@ -43,19 +44,9 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes, in the order of names."""
-    sha = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        sha.update(tensor.view(torch.uint8).numpy() if tensor.numel() else b"")
-    return sha.hexdigest()
-
-
 def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     """SHA-256 over the tensors, the round and the trainer's state."""
-    text = f"{metadata['round']} {metadata['state']} {digest(tensors)}"
+    text = f"{metadata['round']} {metadata['state']} {digest_tensors(tensors)}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -28,6 +28,7 @@ from training.run import claim, recorded_execution, run_folder
 from training.scores import keep_best, scores_for
 from training.trainer import train
 from training.trajectory import RecordedRun
+from utils.digest import digest_tensors
 from utils.errors import UsageError
 from utils.pruning_args import PruningConfig
 from utils.records import read_json, write_json
@@ -140,7 +141,7 @@ def open_stage1(config: PruningConfig) -> Stage1:
         )
     run = RecordedRun(job, summary["rounds"], run_dir, config.memory_gb * 1e9)
     run.set_final(final.tensors)
-    return Stage1(config, folder, run_dir, job, run, summary, checkpoint.digest(final.tensors))
+    return Stage1(config, folder, run_dir, job, run, summary, digest_tensors(final.tensors))
 
 
 def kept_ids(stage1: Stage1, method: str, ratio: float) -> Tensor:
@@ -170,7 +171,7 @@ def run_stage2(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -
         "ratio": ratio,
         "scope": config.prune_scope,
         "kept": len(ids),
-        "kept_digest": checkpoint.digest({"ids": ids}),
+        "kept_digest": digest_tensors({"ids": ids}),
         "stage2_epochs": config.stage2_epochs,
     }
     config2 = dataclasses.replace(config, model=model, patience=0)
