@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel over workers, not inside operators
 
@@ -27,22 +28,18 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse(Config, argv, __doc__)
         from training.build import find_device
-        from training.run import run_folder, train_seeds
+        from training.run import own_folder, run_folder, train_seeds
         from workers import distributed
 
         distributed.join(find_device(config.device).type)
-        summary, run_dirs = train_seeds(config)
         lead = distributed.rank() == 0
-        distributed.leave()
+        with own_folder(run_folder(config)):
+            summary, run_dirs = train_seeds(config)
+            distributed.leave()
+            if lead and config.plots:
+                draw(run_dirs, run_folder(config))
         if not lead:
             return 0
-        if config.plots:
-            from visualization.plot_utils import plot_run, plot_seeds
-
-            for run_dir in run_dirs:
-                plot_run(run_dir)
-            if len(run_dirs) > 1:
-                plot_seeds(run_dirs, run_folder(config) / "seeds.png")
     except (UsageError, OSError) as error:  # OSError: a path that cannot be used
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -55,6 +52,16 @@ def main(argv: list[str] | None = None) -> int:
         f"{summary['epochs']:.0f} epochs in {summary['seconds']:.0f} s; {run_folder(config)}"
     )
     return 0
+
+
+def draw(run_dirs: list[Path], folder: Path) -> None:
+    """The plots of each run, and one of all seeds."""
+    from visualization.plot_utils import plot_run, plot_seeds
+
+    for run_dir in run_dirs:
+        plot_run(run_dir)
+    if len(run_dirs) > 1:
+        plot_seeds(run_dirs, folder / "seeds.png")
 
 
 if __name__ == "__main__":

@@ -32,11 +32,15 @@ def main(argv: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         config = parse(PruningConfig, argv, __doc__)
-        from training.run import each_seed
+        from training.pruning import stage1_config
+        from training.run import each_seed, own_folder, run_folder
 
-        records = [record for one in each_seed(config) if (record := run(one))]
-        if len(records) > 1:
-            summarize(config, records)
+        config = stage1_config(config)
+        folder = Path(config.stage1_dir).parent if config.stage1_dir else run_folder(config)
+        with own_folder(folder):
+            results = [run(one) for one in each_seed(config)]
+            if len(results) > 1:
+                summarize(folder, results, config.plots)
     except (UsageError, OSError) as error:  # OSError: a path that cannot be used
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -46,25 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def summarize(config: PruningConfig, records: list[dict[str, Any]]) -> None:
-    """Mean and standard deviation over seeds, in the folder above them."""
-    import statistics
-
-    from training.run import run_folder
-    from utils.records import write_json
-
-    columns = {f"{stage}_test_accuracy": [r[stage]["test_accuracy"] for r in records] for stage in ("stage1", "stage2")}
-    columns["difference"] = [r["difference"]["test_accuracy"] for r in records]
-    means = {name: {"mean": statistics.mean(v), "std": statistics.stdev(v), "values": v} for name, v in columns.items()}
-    write_json(run_folder(config) / "comparison.json", {"seeds": len(records), **means})
-    gain = means["difference"]
-    print(
-        f"stage 2 - stage 1 over {len(records)} seeds: {gain['mean']:+.4f} +- {gain['std']:.4f}; {run_folder(config)}"
-    )
-
-
 def run(config: PruningConfig) -> dict[str, Any]:
-    """One seed; returns what comparison.json holds."""
+    """One seed; returns what its audit.json, sweep.json and comparison.json hold, by name."""
     from training.audit import audit, report
     from training.pruning import compare, node_view, open_stage1, run_stage1, run_stage2, sweep
 
@@ -72,40 +59,57 @@ def run(config: PruningConfig) -> dict[str, Any]:
         summary = run_stage1(config)
         print(f"stage 1: test accuracy of the consensus model {summary['test_accuracy']:.4f}")
         return {}
-    stage1 = open_stage1(config)
-    method, ratio = config.pruning_algorithm, config.train_ratio
+    stage1, results = open_stage1(config), {}
     if config.audit:
-        print(report(audit(stage1), stage1.folder))
+        results["audit"] = audit(stage1)
+        print(report(results["audit"], stage1.folder))
     if config.sweep:
-        for name, entry in sweep(stage1)["methods"].items():
+        results["sweep"] = sweep(stage1)
+        for name, entry in results["sweep"]["methods"].items():
             pairs = zip(config.sweep, entry["test_accuracy"], strict=True)
             print(f"{name:8s} " + "  ".join(f"{share:g}: {accuracy:.4f}" for share, accuracy in pairs))
-    summary, run_dir = run_stage2(stage1, method, ratio, reuse=config.audit or bool(config.sweep))
-    record = compare(stage1, summary, method, ratio)
-    if method != "noprune":
-        node_view(stage1, method)
-    print(
-        f"test accuracy {record['stage1']['test_accuracy']:.4f} in stage 1, {summary['test_accuracy']:.4f} in stage 2 "
-        f"({method}, {record['ratio']:.0%} kept); {stage1.folder}"
-    )
+    method, stage2_dir = config.prunes_by, None
+    if method:
+        summary, stage2_dir = run_stage2(stage1, method, config.train_ratio, reuse=bool(results))
+        record = results["comparison"] = compare(stage1, summary, method, config.train_ratio)
+        if method != "noprune":
+            node_view(stage1, method)
+        print(
+            f"test accuracy {record['stage1']['test_accuracy']:.4f} in stage 1, {summary['test_accuracy']:.4f} in "
+            f"stage 2 ({method}, {record['ratio']:.0%} kept); {stage1.folder}"
+        )
     if config.plots:
-        draw(stage1, run_dir, method)
-    return record
+        draw(stage1, results, method, stage2_dir)
+    return results
 
 
-def draw(stage1: Stage1, stage2_dir: Path, method: str) -> None:
+def summarize(folder: Path, results: list[dict[str, Any]], plots: bool) -> None:
+    """What several seeds have in common, in the folder above them."""
+    from training.across_seeds import SUMMARIES
+    from visualization.influence_plots import plot_sweep
+
+    for name, summary in SUMMARIES.items():
+        if all(name in one for one in results):
+            print(summary(folder, [one[name] for one in results]))
+            if name == "sweep" and plots:
+                plot_sweep(folder, folder / "sweep.png")
+
+
+def draw(stage1: Stage1, results: dict[str, Any], method: str | None, stage2_dir: Path | None) -> None:
     """All pictures of a pruning: from records, except the contact sheet, which needs the images."""
     from visualization import influence_plots as plots
     from visualization.plot_utils import plot_run
 
     folder = stage1.folder
     plot_run(stage1.run_dir)
+    if "audit" in results:
+        plots.plot_audit(folder, folder / "audit.png")
+    if "sweep" in results:
+        plots.plot_sweep(folder, folder / "sweep.png")
+    if stage2_dir is None:
+        return
     plot_run(stage2_dir)
     plots.plot_comparison(stage1.run_dir, stage2_dir, folder / "comparison.png")
-    if (folder / "audit.json").exists():
-        plots.plot_audit(folder, folder / "audit.png")
-    if (folder / "sweep.json").exists():
-        plots.plot_sweep(folder, folder / "sweep.png")
     if method == "noprune":
         return
     scores_n, path = stage1.scores(method)

@@ -8,7 +8,7 @@ Legend: M groups, n samples.
 
 from __future__ import annotations
 
-import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from tqdm import tqdm
 
 from training.pruning import Stage1
 from training.retrain import fleet_size, retrain, retrain_masks
+from utils.digest import digest_json, digest_tensors
+from utils.errors import UsageError
 from utils.influence.statistics import auroc, found_among_lowest, lds
 from utils.random import permutations
-from utils.records import write_json
+from utils.records import read_record, write_json
 
 
 def random_groups(train_ids: Tensor, count: int, fraction: float, seed: int) -> Tensor:
@@ -32,21 +34,62 @@ def random_groups(train_ids: Tensor, count: int, fraction: float, seed: int) -> 
 
 
 def actual_changes(stage1: Stage1, groups_Mg: Tensor) -> tuple[np.ndarray, float]:
-    """F after each masked retraining minus F of the full run [M], and F of the full run."""
+    """F after each masked retraining minus F of the full run [M], and F of the full run.
+
+    What has been retrained under the same settings is not retrained again: every finished fleet is kept.
+    """
     config, job = stage1.config, stage1.job
     masks = job.sample_weights_n.repeat(len(groups_Mg) + 1, 1)
     masks[torch.arange(1, len(masks))[:, None], groups_Mg] = 0.0
+    kept = Retrainings(stage1, groups_Mg)
+    missing = torch.tensor([i for i in range(len(masks)) if i not in kept.values], dtype=torch.int64)
     memory = config.memory_gb * 1e9
-    fleets = -(-len(masks) // fleet_size(job, len(masks), memory, config.cluster))
+    size = fleet_size(job, max(1, len(missing)), memory)
     with tqdm(
-        total=fleets * stage1.run.rounds,
-        desc=f"audit: {len(groups_Mg)} retrainings",
+        total=-(-len(missing) // size) * stage1.run.rounds,
+        desc=f"audit: {len(missing)} retrainings",
         unit="round",
         disable=config.quiet or config.cluster is not None,
     ) as bar:
-        values_M = retrain_masks(stage1.recipe, job, masks, config.target, memory, config.cluster, bar.update)
-    values = values_M.double().numpy()
+        for piece, values in retrain_masks(
+            stage1.recipe, job, masks[missing], config.target, memory, config.cluster, bar.update
+        ):
+            kept.add(missing[piece].tolist(), values.double().tolist())
+    values = np.array([kept.values[i] for i in range(len(masks))])
     return values[1:] - values[0], float(values[0])
+
+
+class Retrainings:
+    """F of each retraining that has ended [0: the full run, 1 .. M: without a group], kept in
+    retrainings-<digest>.json with the settings that it depends on."""
+
+    def __init__(self, stage1: Stage1, groups_Mg: Tensor):
+        self.settings = {
+            "run": stage1.job.identity["digest"],
+            "execution": vars(stage1.job.execution),
+            "rounds": stage1.run.rounds,
+            "target": stage1.config.target,
+            "groups": digest_tensors({"groups": groups_Mg}),
+        }
+        self.path = stage1.folder / f"retrainings-{digest_json(self.settings)[:12]}.json"
+        self.values: dict[int, float] = {}
+        if self.path.exists():
+            try:
+                self.values = self._read()
+            except UsageError as error:
+                warnings.warn(f"{error}; retraining anew", stacklevel=2)
+
+    def _read(self) -> dict[int, float]:
+        record = read_record(self.path, "settings", "values", "digest")
+        if record["settings"] != self.settings or digest_json(record["values"]) != record["digest"]:
+            raise UsageError(f"{self.path} is damaged")
+        return {int(i): value for i, value in record["values"].items()}
+
+    def add(self, indices: list[int], values: list[float]) -> None:
+        """Keep the results of a fleet."""
+        self.values |= dict(zip(indices, values, strict=True))
+        named = {str(i): value for i, value in sorted(self.values.items())}
+        write_json(self.path, {"settings": self.settings, "values": named, "digest": digest_json(named)})
 
 
 def audit(stage1: Stage1) -> dict[str, Any]:
@@ -68,21 +111,28 @@ def audit(stage1: Stage1) -> dict[str, Any]:
         "full": full,
         "actual": actual_M.tolist(),
         "methods": methods,
-        "masked_vs_removed": masked_against_removed(stage1, groups_Mg[0], actual_M[0], full),
+        "masked_vs_removed": masked_against_removed(stage1, groups_Mg, actual_M, full),
         "mislabel": mislabel(stage1, scores),
     }
     write_json(stage1.folder / "audit.json", record)
     return record
 
 
-def masked_against_removed(stage1: Stage1, group_g: Tensor, masked: float, full: float) -> dict[str, float]:
-    """The change of F when the first group is masked (weight 0, same batches) and when it is really
-    removed (smaller shards, other batches, as stage 2 does)."""
-    kept = stage1.job.train_ids[~torch.isin(stage1.job.train_ids, group_g)]
-    recipe = dataclasses.replace(stage1.recipe, total_steps=stage1.job.total_steps, kept_ids=tuple(kept.tolist()))
-    job = recipe.job()
-    removed = retrain(job, recipe.rounds, job.sample_weights_n[None], stage1.config.target)[0].item()
-    return {"masked": float(masked), "removed": removed - full}
+def masked_against_removed(
+    stage1: Stage1, groups_Mg: Tensor, actual_M: np.ndarray, full: float
+) -> dict[str, float] | None:
+    """The change of F when a group is masked (weight 0, same batches) and when it is really removed (smaller
+    shards, other batches, as stage 2 does): the first group that can be removed. None where none can, since
+    a worker would be left with nothing (or too little for its network)."""
+    ids = stage1.job.train_ids
+    for group_g, masked in zip(groups_Mg, actual_M, strict=True):
+        try:
+            job = stage1.recipe.job(ids[~torch.isin(ids, group_g)])
+        except UsageError:
+            continue
+        removed = retrain(job, stage1.run.rounds, job.sample_weights_n[None], stage1.config.target)[0].item()
+        return {"masked": float(masked), "removed": removed - full}
+    return None
 
 
 def mislabel(stage1: Stage1, scores: dict[str, Tensor]) -> dict[str, dict[str, float]] | None:

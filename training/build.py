@@ -6,8 +6,11 @@ Legend: N workers, n training samples (all that the data set has, by sample id),
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,9 +22,10 @@ from torch import Tensor, nn
 
 from data.batches import Batches, Samples
 from data.corruption import corrupt
-from data.dataset_loader import Dataset, load_dataset, split_validation
+from data.dataset_loader import Dataset, load_dataset, split_validation, subset
 from networks import load_model
-from utils.args import Config, file_digests
+from training.identity import Identity, identity_of
+from utils.args import Config
 from utils.dirichlet import partition
 from utils.errors import UsageError
 from utils.provenance import provenance
@@ -55,22 +59,25 @@ class Execution:
 @dataclass
 class Job:
     """A run, ready to start. Sample ids index ``dataset.images_nCHW``; ``train_ids`` (partitioned over
-    the workers in ``shards``) and ``val_ids`` are disjoint."""
+    the workers in ``shards``) and ``val_ids`` are disjoint. ``whole_N``: samples each worker had before pruning;
+    the length of a run and of its local epochs follows from these, so pruning does not shorten the training."""
 
     config: Config
     execution: Execution
+    identity: Identity
     dataset: Dataset
     samples: Samples
     test_samples: Samples
     train_ids: Tensor
     val_ids: Tensor
     shards: list[Tensor]
+    whole_N: Tensor
+    batches: Batches
     topology: Topology
     model: nn.Module
     engine: Engine
     initial_ND: Tensor
     corruption: dict[str, Any]
-    steps_override: int | None = None
     _kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
@@ -78,11 +85,6 @@ class Job:
         if name not in self._kept:
             self._kept[name] = compute()
         return self._kept[name]
-
-    @cached_property
-    def batches(self) -> Batches:
-        """The batch schedule."""
-        return Batches(self.shards, self.config.batch_size, derive_seed(self.config.seed, "batches"))
 
     @cached_property
     def byzantine(self) -> Byzantine | None:
@@ -110,13 +112,11 @@ class Job:
     @property
     def steps_per_epoch(self) -> int:
         """ceil(n / (N B)): the same for every worker, so shards do not set the length of a run."""
-        return math.ceil(len(self.train_ids) / (self.config.num_workers * self.config.batch_size))
+        return math.ceil(int(self.whole_N.sum()) / (self.config.num_workers * self.config.batch_size))
 
     @property
     def total_steps(self) -> int:
         """Local steps of the whole run (each worker's)."""
-        if self.steps_override is not None:
-            return self.steps_override
         return math.ceil(self.config.epochs * self.steps_per_epoch)
 
     def learning_rate(self, r: int, total_rounds: int) -> float:
@@ -140,7 +140,11 @@ class Job:
         """Weight of every sample: 1, or 0 where ``--drop_samples`` switches it off."""
         weights_n = torch.ones(len(self.dataset.labels_n))
         if self.config.drop_samples:
-            weights_n[read_sample_ids(self.config.drop_samples, len(weights_n))] = 0.0
+            ids = read_sample_ids("drop_samples", self.config.drop_samples, len(weights_n))
+            warn_outside("--drop_samples", ids, self.train_ids)
+            weights_n[ids] = 0.0
+            if not bool(weights_n[self.train_ids].any()):
+                raise UsageError(f"--drop_samples {self.config.drop_samples} leaves no training sample with a weight.")
         return weights_n
 
     def make_fleet(self, weights_Mn: Tensor | None = None) -> Fleet:
@@ -162,132 +166,148 @@ class Job:
         return fleet
 
 
-def build(
-    config: Config,
-    execution: Execution | None = None,
-    kept_ids: Tensor | None = None,
-    total_steps: int | None = None,
-) -> Job:
+def build(config: Config, execution: Execution | None = None, kept_ids: Tensor | None = None) -> Job:
     """Load, split, partition, connect, initialize. ``execution``: as recorded by an earlier start.
-    ``kept_ids``: shards keep only these samples (stage 2). ``total_steps``: instead of what ``epochs``
-    say (stage 2 trains as long as stage 1 did, on less data).
+    ``kept_ids``: shards keep only these samples (default: what ``--keep_samples`` says); the run is as long as
+    with all of them.
 
-    Raises :class:`UsageError` where the configuration does not fit the data or the machine.
+    Raises :class:`UsageError` where the configuration does not fit the data or the machine, and where processes
+    that train together do not agree.
     """
+    dataset, train_ids, val_ids, whole_shards, corruption = load_shards(config)
+    if kept_ids is None and config.keep_samples:
+        kept_ids = read_sample_ids("keep_samples", config.keep_samples, len(dataset.labels_n))
+        warn_outside("--keep_samples", kept_ids, train_ids)
+    shards = whole_shards if kept_ids is None else [s[torch.isin(s, kept_ids)] for s in whole_shards]
+    empty = [k for k, s in enumerate(shards) if len(s) == 0]
+    if empty:
+        raise UsageError(f"worker {empty[0]} got no samples: use fewer workers, a larger --alpha or --min_shard 1.")
+    identity = identity_of(config, dataset.fingerprint, shards)
+    distributed.agree(identity, "data or settings")
+    topology = build_topology(
+        config.mode, config.num_workers, derive_seed(config.seed, "topology") % 2**32, config.topology_file
+    )
+    use_one_thread_an_operator(config.deterministic)
+    models = initial_models(config, dataset)
+    batches = Batches(shards, config.batch_size, derive_seed(config.seed, "batches"))
+    check_batch_norm(config, models[0], dataset, batches)
+    autocast = torch.bfloat16 if config.amp else None
+    samples, test_samples = samples_of(config, dataset)
+    if execution is None:
+        execution = first_execution(config, models[0], samples, batches, autocast)
+    device = find_device(execution.device)
+    samples, test_samples = (
+        dataclasses.replace(part, channels_last=execution.channels_last).to(device) for part in (samples, test_samples)
+    )
+    layout = RowLayout(models[0], execution.channels_last)
+    engine = Engine(models[0], layout, execution.engine, execution.threads, autocast)
+    initial_ND = torch.empty(len(models), layout.D, dtype=samples.dtype)
+    for row_D, model in zip(initial_ND, models, strict=True):
+        layout.write(model, row_D)
+    return Job(
+        config=config,
+        execution=execution,
+        identity=identity,
+        dataset=dataset,
+        samples=samples,
+        test_samples=test_samples,
+        train_ids=torch.cat(shards).sort().values,
+        val_ids=val_ids,
+        shards=shards,
+        whole_N=torch.tensor([len(s) for s in whole_shards]),
+        batches=batches,
+        topology=topology,
+        model=models[0],
+        engine=engine,
+        initial_ND=initial_ND.to(device),
+        corruption=corruption,
+    )
+
+
+def load_shards(config: Config) -> tuple[Dataset, Tensor, Tensor, list[Tensor], dict[str, Any]]:
+    """The data set (labels flipped where the configuration says so), the ids of its training and validation
+    samples, each worker's shard, and what was corrupted."""
     dataset = load_dataset(
         config.dataset_name, config.dataset_path, config.image_size, config.download, progress=not config.quiet
     )
     train_ids, val_ids = split_validation(dataset.labels_n, config.val_fraction, derive_seed(config.seed, "split"))
     if config.max_train is not None and config.max_train < len(train_ids):
-        keep = config.max_train / len(train_ids)
-        _, chosen = split_validation(dataset.labels_n[train_ids], keep, derive_seed(config.seed, "subset"))
-        train_ids = train_ids[chosen]
-    shards = [
-        train_ids[torch.from_numpy(s)]
-        for s in partition(
-            config.partition_kind,
-            dataset.labels_n[train_ids].numpy(),
-            config.num_workers,
-            derive_seed(config.seed, "partition") % 2**32,
-            alpha=config.alpha,
-            min_shard=config.min_shard,
-            self_balancing=config.self_balancing,
-            node_datasize=config.node_datasize,
-            shards_per_worker=config.shards_per_worker,
-        )
-    ]
+        train_ids = train_ids[subset(dataset.labels_n[train_ids], config.max_train, derive_seed(config.seed, "subset"))]
+    positions = partition(
+        config.partition_kind,
+        dataset.labels_n[train_ids].numpy(),
+        config.num_workers,
+        derive_seed(config.seed, "partition") % 2**32,
+        alpha=config.alpha,
+        min_shard=config.min_shard,
+        self_balancing=config.self_balancing,
+        node_datasize=config.node_datasize,
+        shards_per_worker=config.shards_per_worker,
+    )
+    shards = [train_ids[torch.from_numpy(s)] for s in positions]
     dataset, corruption = corrupt(
         dataset, shards, config.flip_labels, config.bad_data, derive_seed(config.seed, "corruption")
     )
-    if kept_ids is not None:
-        shards = [shard[torch.isin(shard, kept_ids)] for shard in shards]
-    empty = [k for k, s in enumerate(shards) if len(s) == 0]
-    if empty:
-        raise UsageError(f"worker {empty[0]} got no samples: use fewer workers, a larger --alpha or --min_shard 1.")
-    train_ids = torch.cat(shards).sort().values  # class preference may leave some out
+    return dataset, train_ids, val_ids, shards, corruption
 
-    topology = build_topology(
-        config.mode, config.num_workers, derive_seed(config.seed, "topology") % 2**32, config.topology_file
-    )
-    if config.deterministic:
+
+def use_one_thread_an_operator(deterministic: bool) -> None:
+    """Workers run in parallel, operators do not: two OpenMP threads spin."""
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1)  # workers run in parallel, operators do not: two OpenMP threads spin
-    dtype = getattr(torch, config.dtype)
+    torch.set_num_threads(1)
+
+
+def initial_models(config: Config, dataset: Dataset) -> list[nn.Module]:
+    """The network that all workers start from, or one for each."""
     shape = tuple(dataset.images_nCHW.shape[1:])
-    models = [
-        load_model(
-            config.model,
-            dataset.num_classes,
-            shape,
-            config.pretrained,
-            seed=derive_seed(config.seed, "init", k) % 2**32,
-        )
-        for k in range(config.num_workers if config.init == "per_worker" else 1)
-    ]
+    count = config.num_workers if config.init == "per_worker" else 1
+    seeds = [derive_seed(config.seed, "init", k) % 2**32 for k in range(count)]
+    return [load_model(config.model, dataset.num_classes, shape, config.pretrained, seed) for seed in seeds]
+
+
+def check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, batches: Batches) -> None:
+    """Raises :class:`UsageError` where a batch of one sample leaves BatchNorm nothing to normalize over."""
+    smallest = int(batches.sizes_N.min())
+    if smallest > 1 or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return
+    try:
+        copy.deepcopy(model).to("meta").train()(torch.empty(1, *dataset.images_nCHW.shape[1:], device="meta"))
+    except ValueError as error:
+        worker = int(batches.sizes_N.argmin())
+        raise UsageError(
+            f"{config.model} normalizes over its batch, and a batch of worker {worker} has one sample: use a larger "
+            "--batch_size or --min_shard, fewer workers, or a network without BatchNorm."
+        ) from error
+
+
+def samples_of(config: Config, dataset: Dataset) -> tuple[Samples, Samples]:
+    """Training (and validation) samples, and test samples, which are never augmented."""
     augmentation = config.augment
     if augmentation == "auto":
         natural = dataset.channels == 3 and config.dataset_name in (*NATURAL_IMAGES, "imagefolder")
         augmentation = "crop_flip" if natural else "none"
-    samples = Samples(dataset.images_nCHW, dataset.labels_n, dataset.mean_C, dataset.std_C, augmentation, dtype)
-    if execution is None:
-        device = find_device(config.device)
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        threads = config.threads or max(1, len(os.sched_getaffinity(0)) // here)
-        batches = Batches(shards, config.batch_size, 0)
-        chosen = choose_execution(
-            models[0],
-            samples,
-            batches,
-            config.engine,
-            config.channels_last,
-            threads,
-            device,
-            torch.bfloat16 if config.amp else None,
-        )
-        engine, channels_last = distributed.share_json(chosen)
-        own = "cuda" if device.type == "cuda" and "LOCAL_RANK" in os.environ else str(device)
-        execution = Execution(own, engine, threads, channels_last)
-    device = find_device(execution.device)
-    samples = Samples(
-        dataset.images_nCHW,
-        dataset.labels_n,
-        dataset.mean_C,
-        dataset.std_C,
-        augmentation,
-        dtype,
-        execution.channels_last,
-    ).to(device)
-    test_samples = Samples(
-        dataset.test_images_mCHW,
-        dataset.test_labels_m,
-        dataset.mean_C,
-        dataset.std_C,
-        "none",
-        dtype,
-        execution.channels_last,
-    ).to(device)
-    layout = RowLayout(models[0], execution.channels_last)
-    engine = Engine(models[0], layout, execution.engine, execution.threads, torch.bfloat16 if config.amp else None)
-    initial_ND = torch.empty(len(models), layout.D, dtype=dtype)
-    for row_D, model in zip(initial_ND, models, strict=True):
-        layout.write(model, row_D)
-    return Job(
-        config,
-        execution,
-        dataset,
-        samples,
-        test_samples,
-        train_ids,
-        val_ids,
-        shards,
-        topology,
-        models[0],
-        engine,
-        initial_ND.to(device),
-        corruption,
-        total_steps,
+    scale, dtype = (dataset.mean_C, dataset.std_C), getattr(torch, config.dtype)
+    return (
+        Samples(dataset.images_nCHW, dataset.labels_n, *scale, augmentation, dtype),
+        Samples(dataset.test_images_mCHW, dataset.test_labels_m, *scale, "none", dtype),
     )
+
+
+def first_execution(
+    config: Config, model: nn.Module, samples: Samples, batches: Batches, autocast: torch.dtype | None
+) -> Execution:
+    """How a run that starts now is executed; of several processes the first one decides."""
+    device = find_device(config.device)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // here)
+    chosen = choose_execution(
+        model, samples, batches, config.engine, config.channels_last, threads, device, autocast
+    )
+    engine, channels_last = distributed.share_json(chosen)
+    own = "cuda" if device.type == "cuda" and "LOCAL_RANK" in os.environ else str(device)
+    return Execution(own, engine, threads, channels_last)
 
 
 def find_device(name: str) -> torch.device:
@@ -310,23 +330,30 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def read_sample_ids(path: str, count: int) -> Tensor:
+def read_sample_ids(flag: str, path: str, count: int) -> Tensor:
     """Sample ids from a text file (separated by white space, # comments), each in [0, count)."""
     try:
         text = Path(path).read_text()
         words = [w for line in text.splitlines() for w in line.partition("#")[0].split()]
         ids = torch.tensor([int(w) for w in words], dtype=torch.int64)
     except OSError as error:
-        raise UsageError(f"--drop_samples {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise UsageError(f"--drop_samples {path}: not a list of whole numbers ({error}).") from error
+        raise UsageError(f"--{flag} {path}: {error.strerror}.") from error
+    except (ValueError, RuntimeError) as error:  # a number of more than 64 bits is a RuntimeError of torch
+        raise UsageError(f"--{flag} {path}: not a list of whole numbers ({error}).") from error
     if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < count):
-        raise UsageError(f"--drop_samples {path}: sample ids go from 0 to {count - 1}.")
+        raise UsageError(f"--{flag} {path}: sample ids go from 0 to {count - 1}.")
     return ids
 
 
+def warn_outside(flag: str, ids: Tensor, train_ids: Tensor) -> None:
+    """Say how many of the named samples are none that the run trains on."""
+    outside = int((~torch.isin(ids, train_ids)).sum())
+    if outside:
+        warnings.warn(f"{flag}: {outside} of {len(ids)} ids are no training samples of this run", stacklevel=2)
+
+
 def describe(job: Job) -> dict[str, Any]:
-    """config.json: everything needed to repeat the run."""
+    """config.json: everything needed to repeat the run, and what it is bound to."""
+    identity = {k: v for k, v in job.identity.items() if k != "files"}
     record = {"config": job.config.to_json(), "execution": vars(job.execution), **provenance()}
-    digests = file_digests(job.config)
-    return {**record, "files": digests} if digests else record
+    return {**record, "files": job.identity["files"], "identity": identity}

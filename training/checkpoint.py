@@ -1,10 +1,10 @@
 """Checkpoints that survive a kill at any instant: atomic, checksummed, never unpickled.
 
 A checkpoint is one safetensors file: the fleet's rows and momentum in canonical layout, and in its
-metadata the round, the state of the trainer as JSON and the SHA-256 of the tensors. It is written to a
-temporary file, flushed to the disk and renamed. The last two are kept; a damaged one is recognized by
-its checksum, and the one before it is used. Several processes write a part each, with their own rows;
-any number of processes can read it.
+metadata the round, the state of the trainer as JSON, the run that it belongs to and a SHA-256 of all.
+It is written to a temporary file, flushed to the disk and renamed. The last two are kept; a damaged one
+is recognized by its checksum, and the one before it is used. Several processes write a part each, with
+their own rows; any number of processes can read it.
 
 Legend: R rows of the fleet, D floats a row, P trainable ones.
 """
@@ -12,8 +12,10 @@ Legend: R rows of the fleet, D floats a row, P trainable ones.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import warnings
@@ -37,16 +39,18 @@ TRAJECTORY = "trajectory"  # folder of the states that stage 1 keeps for scoring
 
 @dataclass
 class Checkpoint:
-    """The fleet after ``round`` rounds. ``state``: the trainer's JSON-able state."""
+    """The fleet after ``round`` rounds. ``state``: the trainer's JSON-able state. ``run``: the digest of the run
+    that it belongs to (see :mod:`training.identity`)."""
 
     round: int
     tensors: dict[str, Tensor]
     state: dict[str, Any]
+    run: str = ""
 
 
 def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """SHA-256 over the tensors, the round and the trainer's state."""
-    text = f"{metadata['round']} {metadata['state']} {digest_tensors(tensors)}"
+    """SHA-256 over the tensors, the round, the trainer's state and the run."""
+    text = f"{metadata['run']} {metadata['round']} {metadata['state']} {digest_tensors(tensors)}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -88,7 +92,7 @@ def write(
     suffix = f".part-{part + 1}-of-{parts}" if parts > 1 else ""
     path = folder / f"round-{checkpoint.round:08d}{suffix}.safetensors"
     temporary = path.with_suffix(".tmp")
-    metadata = {"round": str(checkpoint.round), "state": json.dumps(checkpoint.state)}
+    metadata = {"round": str(checkpoint.round), "state": json.dumps(checkpoint.state), "run": checkpoint.run}
     metadata["sha256"] = checksum(checkpoint.tensors, metadata)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +112,11 @@ def write(
             "--results_dir; --resume goes on from the checkpoint before it."
         ) from error
     return path
+
+
+def snapshot_interval(rounds: int) -> int:
+    """Rounds between the states that stage 1 keeps for scoring: about sqrt(rounds) of them."""
+    return math.isqrt(rounds - 1) + 1
 
 
 def stored(folder: Path) -> list[Path]:
@@ -137,13 +146,16 @@ def parts_of(path: Path) -> list[Path]:
     return [path.with_name(f"round-{round_of(path):08d}.part-{i + 1}-of-{parts}.safetensors") for i in range(parts)]
 
 
-def read(path: Path) -> Checkpoint:
-    """One checkpoint, checked, its parts put together. Raises ValueError where a part is damaged or missing."""
+def read(path: Path, run: str | None = None) -> Checkpoint:
+    """One checkpoint, checked, its parts put together. Raises ValueError where a part is damaged, missing, or of
+    another run than ``run`` (None: any will do)."""
     pieces = [_read_file(part) for part in parts_of(path)]
+    if any(piece.run != (run or piece.run) for piece in pieces):
+        raise ValueError(f"{path} belongs to another run")
     tensors = pieces[0].tensors
     for name in ("rows", "momentum"):
         tensors[name] = torch.cat([piece.tensors[name] for piece in pieces])
-    return Checkpoint(pieces[0].round, tensors, pieces[0].state)
+    return dataclasses.replace(pieces[0], tensors=tensors)
 
 
 def _read_file(path: Path) -> Checkpoint:
@@ -153,16 +165,16 @@ def _read_file(path: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.get("sha256") != checksum(tensors, metadata):
             raise ValueError("its checksum does not match")
-        return Checkpoint(int(metadata["round"]), tensors, json.loads(metadata["state"]))
+        return Checkpoint(int(metadata["round"]), tensors, json.loads(metadata["state"]), metadata["run"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged or missing: {error}") from error
 
 
-def latest(folder: Path) -> Checkpoint | None:
-    """The newest undamaged checkpoint, or None. Warns for every damaged one that it passes over."""
+def latest(folder: Path, run: str | None = None) -> Checkpoint | None:
+    """The newest undamaged checkpoint of ``run`` (None: of any), or None. Warns of every one it passes over."""
     for path in reversed(stored(folder)):
         try:
-            return read(path)
+            return read(path, run)
         except ValueError as error:
             warnings.warn(f"{error}; trying the one before it", stacklevel=2)
     return None

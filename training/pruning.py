@@ -22,6 +22,7 @@ from torch import Tensor
 
 from training import checkpoint
 from training.build import Job, build
+from training.identity import check_identity
 from training.protocols import load_protocol
 from training.retrain import Recipe
 from training.run import claim, recorded_execution, run_folder
@@ -31,7 +32,7 @@ from training.trajectory import RecordedRun
 from utils.digest import digest_tensors
 from utils.errors import UsageError
 from utils.pruning_args import PruningConfig
-from utils.records import read_json, write_json
+from utils.records import read_json, write_atomically, write_json
 
 
 @dataclass
@@ -44,16 +45,16 @@ class Stage1:
     job: Job
     run: RecordedRun
     summary: dict[str, Any]
-    fingerprint: str
+    final_state: str  # digest of the final checkpoint's tensors
 
     @property
     def recipe(self) -> Recipe:
         """What another process needs to repeat it."""
-        return Recipe(self.config, self.job.execution, self.run.rounds)
+        return Recipe(self.config, self.job.execution, self.run.rounds, self.job.identity["digest"])
 
     def scores(self, method: str) -> tuple[Tensor, Path]:
         """Scores [n] of a method and where they are kept."""
-        return scores_for(method, self.run, self.config, self.folder / "influence", self.fingerprint)
+        return scores_for(method, self.run, self.config, self.folder / "influence", self.final_state)
 
 
 def say(text: str) -> None:
@@ -134,7 +135,8 @@ def open_stage1(config: PruningConfig) -> Stage1:
             f"workers {summary['isolated']} of {run_dir} were isolated on the way: such a run cannot be scored."
         )
     job = build(config, execution)
-    final = checkpoint.latest(run_dir / "checkpoints")
+    check_identity(run_dir, job.identity)
+    final = checkpoint.latest(run_dir / "checkpoints", job.identity["digest"])
     if final is None or final.round != summary["rounds"]:
         raise UsageError(
             f"the final checkpoint of {run_dir} is missing or damaged: --stage 1 --overwrite trains it again."
@@ -161,37 +163,46 @@ def stage2_dir(stage1: Stage1, method: str, ratio: float) -> Path:
 def run_stage2(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -> tuple[dict[str, Any], Path]:
     """Train on what the method keeps, for as many steps as stage 1; returns the summary and directory.
 
-    ``reuse``: take a finished stage 2 made under the same settings without asking (the sweep does).
+    Stage 2 is an ordinary run with ``--keep_samples``: its config.json replays it. ``reuse``: take a finished
+    stage 2 made under the same settings without asking (the sweep does).
     """
-    config = stage1.config
-    model = config.model_B or config.model
     ids = kept_ids(stage1, method, ratio)
+    run_dir = stage2_dir(stage1, method, ratio)
+    config = stage2_config(stage1, None if method == "noprune" else run_dir / "kept_samples.txt")
     pruning = {
         "algorithm": method,
         "ratio": ratio,
         "scope": config.prune_scope,
         "kept": len(ids),
         "kept_digest": digest_tensors({"ids": ids}),
-        "stage2_epochs": config.stage2_epochs,
+        "stage1": stage1.final_state,
     }
-    config2 = dataclasses.replace(config, model=model, patience=0)
-    run_dir = stage2_dir(stage1, method, ratio)
     same = (run_dir / "config.json").exists() and read_json(run_dir / "config.json").get("pruning") == pruning
     if same and reuse and not config.overwrite:
-        config2 = dataclasses.replace(config2, resume=True)
-    execution = claim(config2, run_dir)
+        config = dataclasses.replace(config, resume=True)
+    execution = claim(config, run_dir)
     if execution is not None and not same:
         raise UsageError(f"{run_dir} was pruned under other settings: --overwrite replaces it.")
     if execution is not None and (run_dir / "summary.json").exists():
         return read_json(run_dir / "summary.json"), run_dir
-    if execution is None and model == config.model:
+    if config.keep_samples:
+        text = f"# {len(ids)} samples that {method} keeps\n" + "\n".join(map(str, ids.tolist())) + "\n"
+        write_atomically(config.keep_samples, lambda file: file.write(text.encode()))
+    if execution is None and config.model == stage1.config.model:
         execution = stage1.job.execution
-    steps, rounds = stage1.job.total_steps, stage1.summary["rounds"]
+    return train(build(config, execution), run_dir, notes={"pruning": pruning}), run_dir
+
+
+def stage2_config(stage1: Stage1, kept: Path | None) -> PruningConfig:
+    """Stage 1's configuration with ``--model_B``, on the kept samples: as many rounds as stage 1 made, or
+    ``--stage2_epochs``."""
+    config = stage1.config
+    length = {"max_rounds": stage1.summary["rounds"]} if stage1.summary["stopped_early"] else {}
     if config.stage2_epochs is not None:
-        steps = rounds = None
-        config2 = dataclasses.replace(config2, epochs=config.stage2_epochs)
-    job = build(config2, execution, ids, steps)
-    return train(job, run_dir, stop_after=rounds, notes={"pruning": pruning}), run_dir
+        length = {"epochs": config.stage2_epochs, "max_rounds": None}
+    return dataclasses.replace(
+        config, model=config.model_B or config.model, patience=0, keep_samples=kept and str(kept), **length
+    )
 
 
 def compare(stage1: Stage1, summary2: dict[str, Any], method: str, ratio: float) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Retraining with samples switched off: the ground truth of influence.
 
 Removal is a weight mask, so M retrainings are one fleet of M x N workers with a block-diagonal mixing
-matrix. How many fit in a fleet follows from the memory allowed; fleets run one after the other, in
-joblib processes, or on a Dask cluster, with the same results.
+matrix. Many retrainings are several fleets, one after the other or on a Dask cluster, with the same results.
 
 Legend: M masks, N workers, n samples, R rows, D floats a row.
 """
@@ -10,34 +9,35 @@ Legend: M masks, N workers, n samples, R rows, D floats a row.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import joblib
 import torch
 from torch import Tensor
 
 from training.build import Execution, Job, build
+from training.cluster import completed
 from training.protocols import load_protocol
 from utils.args import Config
 from utils.errors import UsageError
 from utils.influence.targets import node_weights
 
+CHUNKS_A_THREAD = {"threads": 4, "loop": 4, "vmap": 2, "graph": 512}  # a graph launches its rows together
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All that another process needs to repeat a run: plain values, no tensors of models."""
+    """All that another process needs to repeat a run: plain values, no tensors of models. ``run``: its digest
+    (see :mod:`training.identity`), which must be the same there."""
 
     config: Config
     execution: Execution
     rounds: int
-    total_steps: int | None = None
-    kept_ids: tuple[int, ...] | None = None
+    run: str
 
-    def job(self) -> Job:
-        """The run, built anew."""
-        kept = None if self.kept_ids is None else torch.tensor(self.kept_ids)
-        return build(dataclasses.replace(self.config, quiet=True), self.execution, kept, self.total_steps)
+    def job(self, kept_ids: Tensor | None = None) -> Job:
+        """The run, built anew; ``kept_ids``: on these training samples only."""
+        return build(dataclasses.replace(self.config, quiet=True), self.execution, kept_ids)
 
 
 def retrain(
@@ -79,65 +79,31 @@ def retrain_masks(
     memory: float,
     cluster: str | None = None,
     progress: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """F [M] for each row of weights, wherever the fleets run. ``progress``: once a finished fleet's round
-    in this process, or once a finished fleet elsewhere."""
-    pieces = list(masks_Mn.split(fleet_size(job, len(masks_Mn), memory, cluster)))
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(Indices of masks, their F) of each fleet of retrainings as it ends, wherever the fleets run. ``progress``:
+    once a finished round in this process."""
+    pieces = torch.arange(len(masks_Mn)).split(fleet_size(job, len(masks_Mn), memory))
     if cluster is None:
-        return torch.cat([retrain(job, recipe.rounds, piece, target, progress) for piece in pieces])
-    tasks = [joblib.delayed(_retrain_elsewhere)(recipe, piece.numpy(), target) for piece in pieces]
-    return torch.cat([torch.from_numpy(values) for values in on_cluster(cluster, tasks)])
+        for piece in pieces:
+            yield piece, retrain(job, recipe.rounds, masks_Mn[piece], target, progress)
+        return
+    tasks = [(recipe, masks_Mn[piece].numpy(), target) for piece in pieces]
+    for i, values in completed(cluster, _retrain_elsewhere, tasks):
+        yield pieces[i], torch.from_numpy(values)
 
 
-def fleet_size(job: Job, masks: int, memory: float, cluster: str | None) -> int:
-    """Retrainings a fleet holds: all that fit; on a cluster no more than an even share of a process."""
-    fits = min(masks, replicas_that_fit(job, memory))
-    if cluster and cluster.startswith("local:"):
-        fits = min(fits, -(-masks // local_processes(cluster)))
-    elif cluster:
-        fits = min(fits, max(1, masks // 8))
-    return fits
+def fleet_size(job: Job, masks: int, memory: float) -> int:
+    """Retrainings a fleet holds: as few as keep the engine busy, since what a kill costs is a fleet; no more
+    than fit into the memory."""
+    engine = job.engine
+    busy = engine.workers_a_chunk * engine.threads * CHUNKS_A_THREAD[engine.name]
+    return min(masks, replicas_that_fit(job, memory), max(1, busy // job.config.num_workers))
 
 
 def _retrain_elsewhere(recipe: Recipe, masks: Any, target: str) -> Any:
     """Runs in another process: build the job there, retrain, send back M numbers."""
     execution = dataclasses.replace(recipe.execution, threads=1)
     job = dataclasses.replace(recipe, execution=execution).job()
+    if job.identity["digest"] != recipe.run:
+        raise UsageError("a machine of the cluster has other data or files: use the same code and data everywhere.")
     return retrain(job, recipe.rounds, torch.from_numpy(masks), target).numpy()
-
-
-def local_processes(cluster: str) -> int:
-    """K of 'local:K'."""
-    count = cluster.removeprefix("local:")
-    if not count.isdecimal() or int(count) < 1:
-        raise UsageError(f"--cluster {cluster}: give local:K with K processes, as in local:2.")
-    return int(count)
-
-
-def on_cluster(cluster: str, tasks: list) -> list:
-    """Run joblib tasks through Dask: ``local:K`` starts K single-threaded processes here,
-    ``tcp://host:port`` uses a scheduler that is there. Raises :class:`UsageError` if it is not."""
-    from dask.distributed import Client, LocalCluster
-
-    if cluster.startswith("local:"):
-        with (
-            LocalCluster(
-                n_workers=local_processes(cluster), threads_per_worker=1, dashboard_address=None, silence_logs=50
-            ) as local,
-            Client(local),
-        ):
-            return _through_dask(tasks)
-    try:
-        client = Client(cluster, timeout="10s")
-    except (OSError, TimeoutError, ValueError) as error:
-        raise UsageError(
-            f"--cluster {cluster}: no Dask scheduler answers there ({error}). Start one with "
-            "'dask scheduler' and workers with 'dask worker --nthreads 1'."
-        ) from error
-    with client:
-        return _through_dask(tasks)
-
-
-def _through_dask(tasks: list) -> list:
-    with joblib.parallel_config(backend="dask"):
-        return joblib.Parallel(batch_size=1)(tasks)

@@ -6,8 +6,10 @@ results/<run_name>/seed-<s>/stage1/    with --seeds, one folder a seed, and summ
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import statistics
 from collections.abc import Iterator
@@ -15,30 +17,59 @@ from pathlib import Path
 from typing import Any
 
 from training.build import Execution, build
+from training.identity import settings_of
 from training.trainer import train
 from utils.args import Config, differences, file_digests
+from utils.digest import digest_json
 from utils.errors import UsageError
+from utils.lock import locked
 from utils.records import read_json, write_json
 from workers import distributed
 
+# What the processes of one run may have each of their own.
+OWN = ("dataset_path", "download", "device", "threads", "quiet")
+NAMED = ("dataset_name", "model", "protocol", "mode", "num_workers", "dirichlet", "nonIID", "partition", "alpha",
+         "shards_per_worker", "seed")  # fmt: skip
+LONGEST_NAME = 100
+DERIVED = ("audit.*", "retrainings-*.json", "sweep.*", "comparison.*", "node_view_*", "scores_*.png", "extremes_*.png")
+
 
 def run_name(config: Config) -> str:
-    """``--run_name``, or a name made of the main settings."""
+    """``--run_name``, or a name made of the main settings and of all others that are not at their defaults, so
+    that different runs do not meet in one folder."""
     if config.run_name:
         return config.run_name
     kind = config.partition_kind
     shards = {"dirichlet": f"dirichlet{config.alpha:g}", "shards": f"shards{config.shards_per_worker}"}.get(kind, kind)
-    who = (
-        f"{config.mode}{config.num_workers}"
-        if config.protocol == "gossip"
-        else f"{config.protocol}{config.num_workers}"
-    )
-    return "_".join([config.dataset_name, config.model, who, shards, f"seed{config.seed}"])
+    who = config.mode if config.protocol == "gossip" else config.protocol
+    data = [config.dataset_name, Path(config.dataset_path).resolve().name if config.dataset_path else ""]
+    main = ["-".join(filter(None, dict.fromkeys(data))), config.model, f"{who}{config.num_workers}", shards]
+    others = [f"{name}{_short(value)}" for name, value in settings_of(config).items() if name not in NAMED]
+    others += [f"{name}-{digest[:6]}" for name, digest in file_digests(config).items()]
+    if len("_".join([*main, *others])) > LONGEST_NAME:
+        others = [digest_json(others)[:8]]
+    replay = ["replay"] if config.config else []
+    return "_".join([*main, *others, f"seed{config.seed}", *replay])
+
+
+def _short(value: Any) -> str:
+    """A setting as a part of a file name."""
+    if isinstance(value, list):
+        return "-".join(map(_short, value))
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return re.sub(r"[^\w.+-]", "-", text)
 
 
 def run_folder(config: Config) -> Path:
     """The folder of a run: what ``--results_dir`` and ``--run_name`` say."""
     return Path(config.results_dir) / run_name(config)
+
+
+@contextlib.contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Nobody else works in the folder of a run until the block ends; of several processes the first one locks it."""
+    with locked(folder) if distributed.rank() == 0 else contextlib.nullcontext():
+        yield
 
 
 def train_run(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -52,7 +83,9 @@ def train_run(config: Config, run_dir: Path) -> dict[str, Any]:
 
 
 def claim_together(config: Config, run_dir: Path) -> Execution | None:
-    """:func:`claim`, done by process 0 for all. Processes that torchrun restarts after a fault resume."""
+    """:func:`claim`, done by process 0 for all, once they have found that they were started alike. Processes that
+    torchrun restarts after a fault resume."""
+    distributed.agree({f"--{k}": v for k, v in config.to_json().items() if k not in OWN}, "settings")
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         config = dataclasses.replace(config, resume=True, overwrite=False)
     answer: dict[str, Any] = {}
@@ -79,7 +112,7 @@ def claim(config: Config, run_dir: Path) -> Execution | None:
             return None
         raise UsageError(f"{run_dir} exists and is not empty: choose another --run_name or --results_dir.")
     if config.overwrite:
-        shutil.rmtree(run_dir)
+        remove_run(run_dir)
         return None
     if not config.resume:
         raise UsageError(
@@ -87,6 +120,17 @@ def claim(config: Config, run_dir: Path) -> Execution | None:
             "--run_name NAME starts another."
         )
     return recorded_execution(config, run_dir)
+
+
+def remove_run(run_dir: Path) -> None:
+    """Delete a run, and what was computed from it and lies beside it: scores, audits, comparisons, their pictures.
+    (A stage 2 is a run of its own; it stays, and is refused by a stage 1 that it does not stand on.)"""
+    shutil.rmtree(run_dir)
+    if run_dir.name == "stage1":
+        shutil.rmtree(run_dir.parent / "influence", ignore_errors=True)
+        for pattern in DERIVED:
+            for file in run_dir.parent.glob(pattern):
+                file.unlink()
 
 
 def recorded_execution(config: Config, run_dir: Path) -> Execution:

@@ -6,6 +6,7 @@ Legend: N workers, R rows of the fleet, D floats a row.
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -20,13 +21,14 @@ from networks import model_metadata, save_model
 from training import checkpoint
 from training.build import Job, describe
 from training.finetune import finetune
+from training.identity import check_identity
 from training.protocols import Round, load_protocol
 from utils.early_stopping import EarlyStopping
 from utils.errors import UsageError
-from utils.records import MetricsLog, write_json, write_labels, write_partition
+from utils.records import MetricsLog, write_confusion, write_json, write_labels, write_partition
 from workers import distributed
 from workers.robust import exposed
-from workers.worker_vision import Fleet
+from workers.worker_vision import Fleet, predictions
 
 WORKER_EVALUATIONS = 200_000  # forward passes an evaluation of all workers may take
 EVALUATION_SHARE = 0.25  # what evaluating may cost, as a share of training
@@ -38,23 +40,18 @@ class WorkerFailed(UsageError):
 
 
 def train(
-    job: Job,
-    run_dir: Path,
-    *,
-    stop_after: int | None = None,
-    snapshots: bool = False,
-    notes: dict[str, Any] | None = None,
+    job: Job, run_dir: Path, *, snapshots: bool = False, notes: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Train the job's fleet in ``run_dir``, from the last checkpoint if there is one; returns the summary.
 
-    ``stop_after``: rounds to make although the schedule is longer (stage 2 of a run that stopped early).
     ``snapshots``: keep about sqrt(rounds) states in trajectory/, from which scoring replays. ``notes``:
     more entries for config.json.
 
     Writes config.json, partition.npz, topology.json, labels.npz, metrics.jsonl, checkpoints/,
-    model.safetensors (the consensus model) and summary.json.
+    model.safetensors (the consensus model), confusion.npz and summary.json. Raises :class:`UsageError` where
+    ``run_dir`` holds a run of other data or settings.
     """
-    trainer = Trainer(job, run_dir, stop_after, snapshots, notes or {})
+    trainer = Trainer(job, run_dir, snapshots, notes or {})
     trainer.start()
     trainer.run()
     return trainer.finish()
@@ -63,15 +60,13 @@ def train(
 class Trainer:
     """One run in one directory. ``start``, ``run``, ``finish``, in that order."""
 
-    def __init__(
-        self, job: Job, run_dir: Path, stop_after: int | None = None, snapshots: bool = False, notes: dict | None = None
-    ):
+    def __init__(self, job: Job, run_dir: Path, snapshots: bool = False, notes: dict | None = None):
         self.job, self.config, self.run_dir, self.notes = job, job.config, run_dir, notes or {}
         self.lead = distributed.rank() == 0  # of several processes one writes what all have measured
         self.protocol = load_protocol(job.config.protocol)
         self.rounds = self.protocol.rounds(job)
-        self.stop_after = self.rounds if stop_after is None else min(stop_after, self.rounds)
-        self.snapshot_every = math.isqrt(self.rounds - 1) + 1 if snapshots else None
+        self.stop_after = min(self.rounds, self.config.max_rounds or self.rounds)
+        self.snapshot_every = checkpoint.snapshot_interval(self.rounds) if snapshots else None
         self.fleet: Fleet = job.make_fleet()
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
         self.stopping = EarlyStopping(self.config.patience, self.config.min_delta)
@@ -91,16 +86,13 @@ class Trainer:
     def start(self) -> None:
         """Write what is known before training, and go to the last checkpoint."""
         if self.lead:
-            write_json(self.run_dir / "config.json", {**describe(self.job), **self.notes})
-            write_json(self.run_dir / "topology.json", self.job.topology.to_json())
-            write_partition(self.run_dir, [s.numpy() for s in self.job.shards])
-            write_labels(self.run_dir, self.job.dataset.labels_n.numpy(), self.job.dataset.class_names)
-            if self.job.corruption:
-                write_json(self.run_dir / "corruption.json", self.job.corruption)
+            self._record()
+            if not self.config.quiet:
+                print(headline(self.job, self.rounds), file=sys.stderr)
             self._warn_of_exposed()
             for leftover in (self.run_dir / "checkpoints").glob("*.tmp"):  # of a kill while writing
                 leftover.unlink()
-        found = checkpoint.latest(self.run_dir / "checkpoints")
+        found = checkpoint.latest(self.run_dir / "checkpoints", self.job.identity["digest"])
         if found is not None:
             checkpoint.restore(self.fleet, found.tensors)
             self.done = found.round
@@ -115,6 +107,19 @@ class Trainer:
         distributed.barrier()
         if self.config.tensorboard and self.lead:
             self._events = open_tensorboard(self.run_dir)
+
+    def _record(self) -> None:
+        """The record of the run, where there is none yet; else the run must be the recorded one."""
+        if (self.run_dir / "config.json").exists():
+            check_identity(self.run_dir, self.job.identity)
+            return
+        write_json(self.run_dir / "topology.json", self.job.topology.to_json())
+        write_partition(self.run_dir, [s.numpy() for s in self.job.shards])
+        write_labels(self.run_dir, self.job.dataset.labels_n.numpy(), self.job.dataset.class_names)
+        if self.job.corruption:
+            write_json(self.run_dir / "corruption.json", self.job.corruption)
+        # Last: a folder with this file is a run, whole but for its training.
+        write_json(self.run_dir / "config.json", {**describe(self.job), **self.notes})
 
     def _warn_of_exposed(self) -> None:
         """Say who hears more bad workers than the rule can take."""
@@ -238,7 +243,7 @@ class Trainer:
     def _write(self, folder: str, state: dict[str, Any], keep: int | None = checkpoint.KEEP) -> None:
         checkpoint.write(
             self.run_dir / folder,
-            checkpoint.Checkpoint(self.done, checkpoint.snapshot(self.fleet), state),
+            checkpoint.Checkpoint(self.done, checkpoint.snapshot(self.fleet), state, self.job.identity["digest"]),
             keep,
             distributed.rank(),
             distributed.world(),
@@ -277,6 +282,10 @@ class Trainer:
             summary["byzantine"] = {"workers": list(job.byzantine.workers), "attack": job.byzantine.attack}
         if not self.lead:
             return summary
+        names, counts_CC = job.dataset.class_names, confusion(fleet, job, model_1D)
+        by_class_C = counts_CC.diag() / counts_CC.sum(1)
+        summary["test_accuracy_by_class"] = dict(zip(names, by_class_C.tolist(), strict=True))
+        write_confusion(self.run_dir, counts_CC.numpy(), names)
         image_shape = tuple(job.dataset.images_nCHW.shape[1:])
         save_model(
             fleet.layout.state_dict(model_1D[0]),
@@ -305,6 +314,29 @@ def mean_loss(event: Round) -> float:
     return event.train_loss_R[event.trained_R].mean().item()
 
 
+def confusion(fleet: Fleet, job: Job, model_1D: Tensor) -> Tensor:
+    """How many test samples of each class (row) the model takes for each class (column): int64 [C, C]."""
+    labels_n, C = job.test_samples.labels_n, job.dataset.num_classes
+    predicted_1n = predictions(fleet.engine, model_1D, job.test_samples, torch.arange(len(labels_n)))
+    return (labels_n * C + predicted_1n[0]).bincount(minlength=C * C).view(C, C).cpu()
+
+
+def headline(job: Job, rounds: int) -> str:
+    """What is about to be trained, in a line: samples, classes, shapes, workers, rounds, execution."""
+    config, data, sizes_N = job.config, job.dataset, job.batches.lengths_N
+    shape = " x ".join(map(str, data.images_nCHW.shape[1:]))
+    graph = f" on {config.mode}" if config.protocol == "gossip" else ""
+    execution = [job.execution.device, job.execution.engine, "channels_last" if job.execution.channels_last else ""]
+    lines = [
+        f"{data.name}: {len(job.train_ids):,} training, {len(job.val_ids):,} validation and "
+        f"{len(data.test_labels_m):,} test samples of {data.num_classes} classes, {shape}; "
+        f"{config.num_workers} workers with {int(sizes_N.min()):,} to {int(sizes_N.max()):,} samples; "
+        f"{config.protocol}{graph}, {rounds:,} rounds; {config.model}, {job.engine.layout.P:,} parameters; "
+        f"{', '.join(filter(None, execution))}"
+    ]
+    return "\n".join([*lines, *(f"skipped: {note}" for note in data.skipped)])
+
+
 def worker_samples(num_workers: int) -> int:
     """On how many samples each worker is evaluated at most: all of them in fleets of usual size, an evenly
     spread part in large ones, where evaluating N models would take longer than training them."""
@@ -321,9 +353,7 @@ def evaluation_interval(job: Job, rounds: int, models: int) -> int:
 
 
 def open_tensorboard(run_dir: Path):
-    """A TensorBoard writer, if the package is there."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UsageError("--tensorboard needs the package: pip install tensorboard.") from error
+    """A TensorBoard writer."""
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(run_dir / "tensorboard")

@@ -112,8 +112,9 @@ class RecordedRun:
                 self.fleet.momentum_RP.copy_(momentum)
             else:
                 try:
-                    checkpoint.restore(self.fleet, checkpoint.read(self._on_disk[best]).tensors)
-                except ValueError:  # damaged: the one before it serves as well
+                    found = checkpoint.read(self._on_disk[best], self.job.identity["digest"])
+                    checkpoint.restore(self.fleet, found.tensors)
+                except ValueError:  # damaged, or of another run: the one before it serves as well
                     del self._on_disk[best]
                     return self._go(t, held)
             self._now = best
@@ -174,12 +175,14 @@ class RecordedRun:
                 del held[piece]
 
     def checkpoints(self, count: int) -> list[int]:
-        """About ``count`` evenly spaced steps: snapshots on disk where there are enough of them."""
+        """About ``count`` evenly spaced steps: where stage 1 keeps states, if it keeps enough. They follow from the
+        configuration alone; states that are not on the disk are replayed."""
         count = min(count, self.num_steps)
         wanted = [int((c + 0.5) * self.num_steps / count) for c in range(count)]
-        stored = sorted(t for t in self._on_disk if t < self.num_steps)
-        if len(stored) >= count:
-            return sorted({min(stored, key=lambda t: abs(t - w)) for w in wanted})
+        every = checkpoint.snapshot_interval(self._protocol.rounds(self.job))
+        kept = [self._first_step[r] for r in range(every, self.rounds, every)]
+        if len(kept) >= count:
+            return sorted({min(kept, key=lambda t: abs(t - w)) for w in wanted})
         return wanted
 
     # ---- derivatives ----------------------------------------------------------------------------------

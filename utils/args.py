@@ -24,6 +24,9 @@ from utils.errors import UsageError, unknown_name
 C = TypeVar("C", bound="Config")
 Check = tuple[Callable[[Any], bool], str]
 
+# A replay is a new run, elsewhere; and a file from elsewhere must not make this machine connect to another.
+NOT_REPLAYED = ("resume", "overwrite", "run_name", "config", "cluster")
+
 LARGEST = 10**15  # every number; integers are exact in float64 and far from the end of int64
 
 POSITIVE: Check = (lambda v: v > 0, "must be greater than 0")
@@ -40,6 +43,7 @@ SCHEDULES = ("constant", "multistep", "exponential", "cosine")
 PARTITIONS = ("dirichlet", "preference", "shards", "iid")
 PROTOCOL_NAMES = ("gossip", "local", "fedavg", "fedasync", "chained")
 CHAIN_ORDERS = ("fixed", "random", "shortest")
+FILES = ("drop_samples", "keep_samples", "topology_file")  # flags that name files: they count by content
 
 
 def flag(
@@ -79,6 +83,9 @@ class Config:
     flip_labels: float = flag(0.0, "data", "flip this share of the training labels to test the scores", check=BELOW_ONE)
     bad_data: str | None = flag(None, "data", "COUNT:label_flip or COUNT:noise: the data of so many workers is bad")
     drop_samples: str | None = flag(None, "data", "file of sample ids that get weight 0; nothing else changes")
+    keep_samples: str | None = flag(
+        None, "data", "file of sample ids: shards keep only these, and train as many steps as before (pruning)"
+    )
 
     # partition
     dirichlet: bool | None = flag(None, "partition", "split each class over workers by Dirichlet(alpha) [the default]")
@@ -158,6 +165,9 @@ class Config:
     milestones: tuple[float, ...] = flag(
         (), "optimization", "epochs where multistep multiplies by gamma (default: 50 %% and 75 %%)"
     )
+    max_rounds: int | None = flag(
+        None, "optimization", "stop after so many rounds, though the schedule is longer", check=POSITIVE
+    )
     patience: int = flag(
         0, "optimization", "stop after so many evaluations without a better loss (0: never)", check=NOT_NEGATIVE
     )
@@ -182,18 +192,19 @@ class Config:
     engine: str = flag(
         "auto",
         "machine",
-        "how steps are executed; auto measures once (graph: on a GPU)",
+        "how steps are executed; auto follows a rule, measure times them once (graph: on a GPU)",
         numeric=False,
-        choices=("auto", "threads", "loop", "vmap", "graph"),
+        choices=("auto", "measure", "threads", "loop", "vmap", "graph"),
     )
     channels_last: bool | None = flag(
-        None, "machine", "memory layout of convolutions (default: where it is faster)", numeric=False
+        None, "machine", "memory layout of convolutions (default: channels_last)", numeric=False
     )
 
     # run
     protocol: str = flag("gossip", "run", "who trains, and who averages with whom", choices=PROTOCOL_NAMES)
     results_dir: str = flag("results", "run", "folder of all runs", numeric=False)
     run_name: str | None = flag(None, "run", "folder of this run (default: made of its main settings)", numeric=False)
+    config: str | None = flag(None, "run", "start from a recorded config.json; flags override it", numeric=False)
     resume: bool = flag(False, "run", "go on from the last checkpoint, or start", numeric=False)
     overwrite: bool = flag(False, "run", "replace the run if it exists", numeric=False)
     checkpoint_every: int | None = flag(
@@ -261,9 +272,7 @@ class Config:
 
 def file_digests(config: Config) -> dict[str, str]:
     """SHA-256 of the files that the configuration names and whose contents change the numbers, by flag."""
-    paths = {"drop_samples": config.drop_samples, "topology_file": config.topology_file}
-    if config.mode != "file":
-        del paths["topology_file"]
+    paths = {name: getattr(config, name) for name in FILES if name != "topology_file" or config.mode == "file"}
     return {
         name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
         for name, path in paths.items()
@@ -283,15 +292,36 @@ def parse(config_class: type[C], argv: Sequence[str] | None, description: str) -
     """argv as a ``config_class``. Raises :class:`UsageError` on bad values (argparse itself exits with
     code 2 on unknown flags)."""
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="start from a recorded config.json; flags override it")
     hints = typing.get_type_hints(config_class)
     fields = dataclasses.fields(config_class)
     groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(f.metadata["group"] for f in fields)}
     for f in fields:
         _add(groups[f.metadata["group"]], f, hints[f.name])
     given = vars(parser.parse_args(argv))
-    recorded = _recorded(given.pop("config"), config_class)
-    return config_class(**{**recorded, **given})
+    path = given.get("config")
+    recorded = _recorded(path, config_class)
+    config = config_class(**{**recorded, **given})
+    return dataclasses.replace(config, **_recorded_files(path, config, given)) if path else config
+
+
+def _recorded_files(path: str, config: Config, given: dict[str, Any]) -> dict[str, str]:
+    """Where the files that a record names are now: where they were, or beside the record. Raises
+    :class:`UsageError` where one has other contents than it had."""
+    moved = {}
+    for name in FILES:
+        file = getattr(config, name)
+        beside = Path(path).parent / Path(file or "").name
+        if file and name not in given and not Path(file).is_file() and beside.is_file():
+            moved[name] = str(beside)
+    then = json.loads(Path(path).read_text()).get("files", {})
+    now = file_digests(dataclasses.replace(config, **moved))
+    changed = [f"--{k}" for k, digest in now.items() if k not in given and then.get(k, digest) != digest]
+    if changed:
+        raise UsageError(
+            f"--config {path}: the file of {', '.join(changed)} is not what it was when the run was recorded: "
+            "put the old contents back, or give the flag to replay with another."
+        )
+    return moved
 
 
 class _Parser(argparse.ArgumentParser):
@@ -364,7 +394,6 @@ def _recorded(path: str | None, config_class: type[Config]) -> dict[str, Any]:
     if execution.get("engine") == "graph" and values.get("engine") == "auto":
         del execution["engine"]  # chosen for a GPU, which may not be here
     values |= {name: execution[name] for name in ("engine", "threads", "channels_last") if name in execution}
-    # What says where a run goes is not replayed: a replay is a new run.
     hints = typing.get_type_hints(config_class)
     unknown = sorted(set(values) - set(hints))
     if unknown and "execution" not in content:  # a record of main_pruned.py holds more than main.py reads
@@ -372,7 +401,7 @@ def _recorded(path: str | None, config_class: type[Config]) -> dict[str, Any]:
     return {
         name: _typed(path, name, value, hints[name])
         for name, value in values.items()
-        if name in hints and name not in ("resume", "overwrite", "run_name")
+        if name in hints and name not in NOT_REPLAYED
     }
 
 

@@ -25,7 +25,13 @@ class PruningConfig(Config):
         check=STAGE,
         numeric=False,
     )
-    pruning_algorithm: str = flag("cascade", "pruning", "how samples are scored", choices=METHODS, numeric=False)
+    pruning_algorithm: str | None = flag(
+        None,
+        "pruning",
+        "how samples are scored (default: cascade; with --audit or --sweep alone nothing else is pruned)",
+        choices=METHODS,
+        numeric=False,
+    )
     train_ratio: float = flag(0.6, "pruning", "share of the training samples to keep", check=SHARE, numeric=False)
     prune_scope: str = flag(
         "worker",
@@ -42,7 +48,11 @@ class PruningConfig(Config):
     )
     stage1_dir: str | None = flag(None, "pruning", "use this finished stage 1", numeric=False)
     stage2_epochs: float | None = flag(
-        None, "pruning", "epochs of stage 2 (default: as many steps as stage 1)", check=POSITIVE, numeric=False
+        None,
+        "pruning",
+        "epochs of stage 2, each as long as one of stage 1 (default: as many steps as stage 1)",
+        check=POSITIVE,
+        numeric=False,
     )
     sweep: tuple[float, ...] = flag(
         (), "pruning", "shares to keep, as in 0.9 0.6 0.2: one stage 1, all of --methods, one plot", numeric=False
@@ -67,8 +77,13 @@ class PruningConfig(Config):
     audit_fraction: float = flag(0.05, "audit", "share of the training samples in a group", check=SHARE, numeric=False)
     audit_seed: int = flag(0, "audit", "seed of the groups", check=NOT_NEGATIVE, numeric=False)
     cluster: str | None = flag(
-        None, "audit", "tcp://HOST:PORT of a Dask scheduler, or local:K processes", numeric=False
+        None, "audit", "local:K processes, or tcp://HOST:PORT or tls://HOST:PORT of a Dask scheduler", numeric=False
     )
+
+    @property
+    def prunes_by(self) -> str | None:
+        """The method that prunes for stage 2; None where only an audit or a sweep was asked for."""
+        return self.pruning_algorithm or (None if self.audit or self.sweep else "cascade")
 
     def check(self) -> None:
         """Settings that do not go together."""
@@ -83,8 +98,8 @@ class PruningConfig(Config):
             raise UsageError("--audit_fraction must be below 1: a group of all samples leaves nothing to train on.")
         if self.audit_groups < 3:
             raise UsageError("--audit_groups must be at least 3: a rank correlation needs points.")
-        if self.cluster and not re.fullmatch(r"tcp://[^/:]+:[0-9]{1,5}|local:[1-9][0-9]{0,3}", self.cluster):
+        if self.cluster and not re.fullmatch(r"t(cp|ls)://[^/:]+:[0-9]{1,5}|local:[1-9][0-9]{0,3}", self.cluster):
             raise UsageError(
-                f"--cluster {self.cluster}: give tcp://HOST:PORT, or local:K with K processes, as in local:2."
+                f"--cluster {self.cluster}: give tcp://HOST:PORT, tls://HOST:PORT, or local:K with K processes."
             )
         check_target(self.target, self.num_workers)

@@ -21,6 +21,8 @@ import torch.distributed as dist
 from scipy import sparse
 from torch import Tensor
 
+from utils.digest import digest_json
+from utils.errors import UsageError
 from workers.mixing import is_average, is_dense, mix_rows
 from workers.worker_vision import Fleet
 
@@ -84,6 +86,27 @@ def share_json(value: Any) -> Any:
         data = torch.empty(int(length), dtype=torch.uint8, device=device)
     dist.broadcast(data, 0)
     return json.loads(bytes(data.cpu().tolist()))
+
+
+def agree(parts: dict[str, Any], what: str) -> None:
+    """Raises :class:`UsageError` on every process unless all have the same ``parts``, naming those that differ.
+
+    Processes with other settings or data would train on, plausibly, or wait for each other for ever.
+    """
+    if not started():
+        return
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    names = sorted(parts)
+    own = torch.tensor([list(bytes.fromhex(digest_json(parts[name]))) for name in names], device=device)
+    everyone = [torch.empty_like(own) for _ in range(world())]
+    dist.all_gather(everyone, own)
+    for p, theirs in enumerate(everyone):
+        odd = [name for name, same in zip(names, (theirs == everyone[0]).all(1).tolist(), strict=True) if not same]
+        if odd:
+            raise UsageError(
+                f"process {p} has {what} of its own ({', '.join(odd)}): start all processes with the same command, "
+                "code and data."
+            )
 
 
 class ShardedFleet(Fleet):
@@ -208,21 +231,16 @@ class ShardedFleet(Fleet):
         return torch.cat(parts)
 
     def consensus(self) -> Tensor:
-        """The mean row of all processes [1, D]."""
-        counted_N = self.counted()
-        total_1D = self.rows_RD[counted_N[self.owned.start : self.owned.stop]].sum(0, keepdim=True)
-        dist.all_reduce(total_1D)
-        return total_1D / counted_N.sum()
-
-    def consensus_distance(self) -> Tensor:
-        """Root mean square distance of all workers' parameters to their mean [1]."""
-        mean_P, counted_N = self.consensus()[0, : self.layout.P], self.counted()
-        squares_1 = torch.zeros(1, dtype=torch.float64, device=self.device)
-        for worker, x_D in zip(self.owned, self.rows_RD, strict=True):
-            if counted_N[worker]:
-                squares_1 += (x_D[: self.layout.P] - mean_P).square().sum(dtype=torch.float64)
-        dist.all_reduce(squares_1)
-        return (squares_1 / counted_N.sum()).sqrt()
+        """The mean row of all processes [1, D]: the sum goes from process to process, so that rows are added in
+        the order of one process, and the last one tells it to all."""
+        total_D = torch.zeros_like(self.rows_RD[0])
+        if rank() > 0:
+            dist.recv(total_D, rank() - 1)
+        self._add_counted(total_D, self.rows_RD)
+        if rank() < world() - 1:
+            dist.send(total_D, rank() + 1)
+        dist.broadcast(total_D, world() - 1)
+        return total_D[None] / self.counted().sum()
 
     def total_crossed_bytes(self) -> int:
         """Bytes that crossed process boundaries in gossip, all processes together."""

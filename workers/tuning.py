@@ -1,7 +1,8 @@
-"""Choosing the execution of a run by measuring once at its start.
+"""Which execution a run gets: by rule, so that the same command gives the same bits on a busy machine too.
 
-The default strategy stays unless another one is clearly faster, so that noise does not flip the choice
-(and with it the last bits of a run) from one start to the next.
+The rule reads shapes, device and the number of workers, never a clock; ``benchmarks.training --rule`` keeps it
+honest. Only ``--engine measure`` times the candidates. Whatever was chosen is recorded, and reused by resume,
+replay, audit and stage 2.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from workers.engine import Engine
 from workers.row_layout import RowLayout
 from workers.worker_vision import Fleet
 
-CLEARLY_FASTER = 1.3
-LARGE = 2_000_000  # parameters from which batching over workers is not even tried on a CPU
+# Linear layers of all workers as one batched product: measured on MLPs of 5 thousand to 2 million parameters and
+# 1 to 64 workers, two threads. With 8 workers 2.5 x one by one at 5 thousand, 1.25 x at 100 thousand, 0.8 x at 200.
+BATCHED_PARAMETERS, BATCHED_WORKERS = 150_000, 8
 TRIAL_ROWS, GPU_TRIAL_ROWS = 128, 64
 
 
@@ -36,44 +38,81 @@ def choose_execution(
 ) -> tuple[str, bool]:
     """The engine's name and whether convolutions are laid out channels_last.
 
-    ``engine`` 'auto' and ``channels_last`` None are decided by timing SGD steps of a part of the fleet.
+    ``engine`` 'auto' and ``channels_last`` None follow the rule; 'measure' times SGD steps of a part of the fleet.
     """
-    has_convolutions = any(p.dim() == 4 for p in model.parameters())
-    layouts = [channels_last] if channels_last is not None else ([True, False] if has_convolutions else [False])
-    names = [engine] if engine != "auto" else ["threads", "vmap"]
     if engine == "graph" and device.type != "cuda":
         raise UsageError(f"--engine graph records steps for a GPU, and this run is on '{device}': use --engine auto.")
-    if engine == "auto" and device.type == "cuda":
-        names = ["graph", "vmap", "loop"]  # what cannot be captured or batched is left out below
-    elif engine == "auto":
-        large = sum(p.numel() for p in model.parameters()) > LARGE
-        has_buffers = any(b.is_floating_point() for b in model.buffers())
-        # Batched over workers, convolutions become grouped ones: half as fast on a CPU, and hungry.
-        slow_here = large or has_convolutions or autocast is not None
-        if slow_here or (has_buffers and batches.ragged):
-            names = ["threads"]
-    candidates = [(name, layout) for name in names for layout in layouts]
-    if len(candidates) == 1:
-        return candidates[0]
-    seconds, ends = {}, {}
+    has_convolutions = any(p.dim() == 4 for p in model.parameters())
+    layout = has_convolutions if channels_last is None else channels_last
+    workers = len(batches.lengths_N)
+    if engine == "measure":
+        layouts = [layout] if channels_last is not None or not has_convolutions else [True, False]
+        names = ["graph", "loop"] if device.type == "cuda" else ["threads"]
+        names += [] if has_convolutions else ["vmap"]
+        return fastest(model, samples, batches, [(n, c) for n in names for c in layouts], threads, device, autocast)
+    name = rule(model, workers, device.type, autocast) if engine == "auto" else engine
+    if engine == "auto" and name == "graph":
+        name = recordable(model, samples, batches, layout, threads, device, autocast)
+    return name, layout
+
+
+def rule(model: nn.Module, workers: int, device_type: str, autocast: torch.dtype | None = None) -> str:
+    """The engine for so many workers with this network: many small linear networks are batched; other steps are
+    recorded as a graph on a GPU, and spread over threads elsewhere (batched convolutions become grouped ones:
+    half as fast on a CPU)."""
+    only_linear = all(p.dim() <= 2 for p in model.parameters()) and not any(
+        b.is_floating_point() for b in model.buffers()
+    )
+    small = sum(p.numel() for p in model.parameters()) <= BATCHED_PARAMETERS
+    if only_linear and small and workers >= BATCHED_WORKERS and autocast is None:
+        return "vmap"
+    return "graph" if device_type == "cuda" else "threads"
+
+
+def recordable(
+    model: nn.Module,
+    samples: Samples,
+    batches: Batches,
+    channels_last: bool,
+    threads: int,
+    device: torch.device,
+    autocast: torch.dtype | None,
+) -> str:
+    """'graph' where this network's step can be recorded and a recorded one does what a plain one does; else 'loop',
+    with a warning: a bad recording would train on in silence."""
+    plain = time_step(model, samples, batches, ("loop", channels_last), threads, device, autocast)[1]
+    try:
+        recorded = time_step(model, samples, batches, ("graph", channels_last), threads, device, autocast)[1]
+    except UsageError as error:
+        warnings.warn(f"steps are not recorded: {error}", stacklevel=2)
+        return "loop"
+    if torch.allclose(recorded, plain, rtol=1e-2, atol=1e-4):
+        return "graph"
+    warnings.warn("a recorded step differs from a plain one: steps are not recorded", stacklevel=2)
+    return "loop"
+
+
+def fastest(
+    model: nn.Module,
+    samples: Samples,
+    batches: Batches,
+    candidates: list[tuple[str, bool]],
+    threads: int,
+    device: torch.device,
+    autocast: torch.dtype | None,
+) -> tuple[str, bool]:
+    """The candidate whose step takes the least time; those that cannot run this network are left out."""
+    seconds, problem = {}, None
     for candidate in candidates:
         try:
-            seconds[candidate], ends[candidate] = time_step(
-                model, samples, batches, candidate, threads, device, autocast
-            )
-        except (UsageError, RuntimeError) as error:  # this network cannot run that way
-            if candidate == candidates[-1] and not seconds:
+            seconds[candidate], _ = time_step(model, samples, batches, candidate, threads, device, autocast)
+        except (UsageError, RuntimeError) as error:  # a network that cannot be recorded, or batched
+            if isinstance(error, torch.OutOfMemoryError):
                 raise
-            if candidate[0] == "graph":
-                warnings.warn(f"steps are not recorded: {error}", stacklevel=2)
-    for candidate in [c for c in seconds if c[0] == "graph"]:  # a bad recording would train on in silence
-        plain = ends.get(("loop", candidate[1]))
-        if plain is not None and not torch.allclose(ends[candidate], plain, rtol=1e-2, atol=1e-4):
-            warnings.warn("a recorded step differs from a plain one: steps are not recorded", stacklevel=2)
-            del seconds[candidate]
-    first = next(iter(seconds))
-    best = min(seconds, key=seconds.__getitem__)
-    return best if seconds[first] > CLEARLY_FASTER * seconds[best] else first
+            problem = error
+    if not seconds:
+        raise problem
+    return min(seconds, key=seconds.__getitem__)
 
 
 def time_step(

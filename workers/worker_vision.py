@@ -29,6 +29,7 @@ from workers.mixing import mix_rows, without_workers
 from workers.robust import Byzantine, robust_mix, sent_rows
 from workers.step_graph import MOST_ROWS, StepGraph
 
+COLUMNS = 1 << 16  # floats of a sum over rows that stay in a CPU's cache
 EVALUATION_BATCH = 128  # larger ones cost the CNN 1.8 times as much a sample on a CPU (freshly mapped memory)
 
 
@@ -295,22 +296,34 @@ class Fleet:
 
     def consensus(self) -> Tensor:
         """The mean row of each replica [M, D]: the consensus model."""
-        rows_MND = self.rows_RD.view(self.replicas, self.num_workers, -1)
-        if self.isolated or self.silent:
-            rows_MND = rows_MND[:, self.counted()]
-        return rows_MND.mean(1)
+        total_MD = torch.zeros(self.replicas, self.layout.D, device=self.device, dtype=self.dtype)
+        for total_D, rows_ND in zip(total_MD, self.rows_RD.view(self.replicas, self.num_workers, -1), strict=True):
+            self._add_counted(total_D, rows_ND)
+        return total_MD / self.counted().sum()
+
+    def _add_counted(self, total_D: Tensor, rows_nD: Tensor) -> None:
+        """Add the counted ones of the rows of the workers here, one after the other: their sum must not depend
+        on how many processes hold them."""
+        left_out = self.isolated | self.silent
+
+        def add(columns: slice) -> None:
+            for worker, x_D in zip(self.owned, rows_nD, strict=True):
+                if worker not in left_out:
+                    total_D[columns].add_(x_D[columns])
+
+        step = COLUMNS if self.device.type == "cpu" else self.layout.D
+        self.engine.map(add, [slice(i, i + step) for i in range(0, self.layout.D, step)])
 
     def consensus_distance(self) -> Tensor:
         """Root mean square distance of the workers' parameters to their mean, for each replica [M]
         (Kong et al. 2021): sqrt(1/N sum_k ||x_k - mean||^2)."""
         mean_MP = self.consensus()[:, : self.layout.P]
-        counted_N = self.counted()
-        squares = torch.zeros(self.replicas, dtype=torch.float64, device=self.device)
-        for row, x_D in enumerate(self.rows_RD):  # a row at a time: no second matrix
-            replica, worker = divmod(row, self.num_workers)
-            if counted_N[worker]:
-                squares[replica] += (x_D[: self.layout.P] - mean_MP[replica]).square().sum(dtype=torch.float64)
-        return (squares / counted_N.sum()).sqrt()
+        squares_R = [  # a row at a time: no second matrix
+            (x_D[: self.layout.P] - mean_MP[row // len(self.owned)]).square().sum(dtype=torch.float64)
+            for row, x_D in enumerate(self.rows_RD)
+        ]
+        squares_MN = self.collect(torch.stack(squares_R)).view(self.replicas, self.num_workers)
+        return squares_MN[:, self.counted()].mean(1).sqrt()
 
     def evaluate(
         self, samples: Samples, ids_n: Tensor, rows_RD: Tensor | None = None, batch_size: int = EVALUATION_BATCH

@@ -143,6 +143,6 @@ def finished(fleet: Fleet, plan: RoundPlan, done: int, loss_R: Tensor) -> Round:
 
 
 def local_epoch_steps(job: Job) -> Tensor:
-    """Local steps [N] that ``--local_epochs`` passes over each worker's own shard take."""
-    batches = job.batches
-    return job.config.local_epochs * -(-batches.lengths_N // batches.sizes_N)
+    """Local steps [N] that ``--local_epochs`` passes over each worker's own shard take, pruned samples included:
+    stage 2 makes as many steps as stage 1."""
+    return job.config.local_epochs * -(-job.whole_N // job.whole_N.clamp(max=job.config.batch_size))

@@ -1,0 +1,86 @@
+"""Work in other processes, here or on a Dask cluster: each result is handed over as soon as it is there.
+
+Whoever can reach a Dask scheduler can run code on its workers, and its greeting negotiates pickle: connect to
+schedulers that you started, on networks that you trust, or over TLS (README, 'Bad workers and crashes').
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from utils.errors import UsageError
+
+if TYPE_CHECKING:
+    from dask.distributed import Client
+
+RETRIES = 3  # of a task whose worker died under it
+SECONDS_FOR_WORKERS = 30
+
+
+def completed(cluster: str, function: Callable, tasks: list[tuple]) -> Iterator[tuple[int, Any]]:
+    """(i, ``function(*tasks[i])``) in the order in which they end. A task whose worker is killed starts again on
+    another one.
+
+    Raises :class:`UsageError` where no scheduler or worker is there, or a task has lost too many workers.
+    """
+    from dask.distributed import KilledWorker, as_completed
+
+    with connected(cluster) as client:
+        index = {client.submit(function, *task, retries=RETRIES, pure=False): i for i, task in enumerate(tasks)}
+        for future in as_completed(list(index)):
+            try:
+                yield index[future], future.result()
+            except KilledWorker as error:
+                raise UsageError(
+                    f"--cluster {cluster}: several workers died at the same task (out of memory?): give them more, or "
+                    "lower --memory_gb. What had ended is kept; the same command goes on."
+                ) from error
+            finally:
+                future.release()
+
+
+@contextlib.contextmanager
+def connected(cluster: str) -> Iterator[Client]:
+    """``local:K`` starts K single-threaded processes here, which only this machine can reach;
+    ``tcp://host:port`` and ``tls://host:port`` use a scheduler that is there."""
+    from dask.distributed import Client, LocalCluster
+
+    if cluster.startswith("local:"):
+        with (
+            LocalCluster(
+                n_workers=local_processes(cluster),
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address=None,
+                silence_logs=50,
+            ) as local,
+            Client(local) as client,
+        ):
+            yield client
+        return
+    try:
+        client = Client(cluster, timeout="10s")
+    except (OSError, TimeoutError, ValueError) as error:
+        raise UsageError(
+            f"--cluster {cluster}: no Dask scheduler answers there ({error}). Start one with "
+            "'dask scheduler --host 127.0.0.1' and workers with 'dask worker ADDRESS --nthreads 1'."
+        ) from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=SECONDS_FOR_WORKERS)
+        except TimeoutError as error:
+            raise UsageError(
+                f"--cluster {cluster}: the scheduler has no workers: start some with "
+                f"'dask worker {cluster} --nthreads 1', in this project's folder."
+            ) from error
+        yield client
+
+
+def local_processes(cluster: str) -> int:
+    """K of 'local:K'."""
+    count = cluster.removeprefix("local:")
+    if not count.isdecimal() or int(count) < 1:
+        raise UsageError(f"--cluster {cluster}: give local:K with K processes, as in local:2.")
+    return int(count)

@@ -1,0 +1,61 @@
+"""What a run is bound to: its settings, the files they name, its decoded data and its shards.
+
+One digest of all four is in config.json, in every checkpoint and snapshot and in the settings of scores,
+and processes that train together compare it. So pictures that were deleted since, another folder's data,
+another seed's checkpoint or a peer with other flags are refused, with a line that says what differs.
+
+Legend: N workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from data.dataset_loader import data_differences
+from utils.args import FILES, Config, file_digests
+from utils.digest import digest_json, digest_tensors
+from utils.errors import UsageError
+from utils.records import read_record
+
+Identity = dict[str, Any]
+
+
+def identity_of(config: Config, data: Mapping[str, Any], shards: Sequence[Tensor]) -> Identity:
+    """The parts, JSON-able, and their ``digest``. ``data``: the fingerprint of the decoded data set."""
+    parts = {
+        "settings": digest_json(settings_of(config)),
+        "files": file_digests(config),
+        "data": dict(data),
+        "shards": digest_tensors({f"{k:06d}": ids for k, ids in enumerate(shards)}),
+    }
+    return {**parts, "digest": digest_json(parts)}
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """The numeric settings that are not at their defaults, without paths: files count by their content."""
+    default = type(config)().numeric()
+    return {k: v for k, v in config.numeric().items() if v != default[k] and k not in FILES}
+
+
+def check_identity(run_dir: Path, now: Identity) -> None:
+    """Raises :class:`UsageError` where the recorded run is not the one that ``now`` describes: what changed
+    since it was made, its settings and files aside (:func:`training.run.recorded_execution` compares those)."""
+    then = read_record(run_dir / "config.json").get("identity")
+    if not isinstance(then, dict) or not {"data", "shards", "digest"} <= then.keys():
+        raise UsageError(
+            f"the run {run_dir} does not record what data it was made with (an older version made it): "
+            "--overwrite replaces it, --run_name NAME starts another."
+        )
+    if then["digest"] == now["digest"]:
+        return
+    what = data_differences(then["data"], now["data"]) or (
+        "other shards" if then["shards"] != now["shards"] else "other settings"
+    )
+    raise UsageError(
+        f"the data are not those that the run {run_dir} was made with ({what}): put the old files back, "
+        "start another run with --run_name NAME, or replace this one with --overwrite."
+    )

@@ -1,0 +1,93 @@
+"""One process a folder: a lock that the kernel gives back however its holder ends.
+
+The lock is ``flock`` on the file ``.lock`` in the folder, not the existence of that file: after ``kill -9``
+it is free at once. The file says who holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from utils.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+NAME = ".lock"
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` (made if it is not there) until the block ends; an empty one is removed again.
+
+    Raises :class:`UsageError` that names the process which holds it. On a file system without locks it
+    warns and goes on.
+    """
+    descriptor = _acquire(folder)
+    try:
+        yield
+    finally:
+        # The name goes before the lock does, so nobody can hold a lock that others do not see.
+        with contextlib.suppress(OSError):
+            (folder / NAME).unlink()
+        if descriptor is not None:
+            os.close(descriptor)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # a run that was refused leaves nothing
+
+
+def _acquire(folder: Path) -> int | None:
+    """The open, locked file; None where there are no locks."""
+    if fcntl is None:
+        return None
+    path = folder / NAME
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue  # the holder before us removed the folder it left empty
+        except OSError as error:
+            raise UsageError(f"cannot write {folder}: {error.strerror}; choose another --results_dir.") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(descriptor, 4096, 0)
+            os.close(descriptor)
+            if error.errno in UNSUPPORTED:
+                warnings.warn(f"{folder} is on a file system without locks: start one process a run", stacklevel=3)
+                return None
+            raise UsageError(
+                f"{folder} is in use by {_name(holder)}: wait until it has ended, or choose another --run_name."
+            ) from error
+        try:
+            ours = os.fstat(descriptor).st_ino == path.stat().st_ino
+        except FileNotFoundError:
+            ours = False
+        if ours:
+            break
+        os.close(descriptor)  # the holder before us has removed this file: lock the next one
+    who = {"pid": os.getpid(), "host": platform.node(), "command": sys.argv}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(who).encode()[:4096], 0)
+    return descriptor
+
+
+def _name(holder: bytes) -> str:
+    """Who wrote the lock file, for people."""
+    try:
+        who = json.loads(holder)
+        return f"process {who['pid']} on {who['host']} ({' '.join(who['command'])[:100]})"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
