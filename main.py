@@ -11,6 +11,7 @@ The run directory (results/NAME/stage1) holds the configuration, metrics, checkp
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import warnings
@@ -28,11 +29,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse(Config, argv, __doc__)
         from training.build import find_device
-        from training.run import own_folder, run_folder, train_seeds
+        from training.run import own_folder, run_folder, run_name, train_seeds
         from workers import distributed
 
         distributed.join(find_device(config.device).type)
         lead = distributed.rank() == 0
+        if distributed.started():  # one folder for all, although each may have its data elsewhere
+            config = dataclasses.replace(config, run_name=distributed.share_json(run_name(config)))
         with own_folder(run_folder(config)):
             summary, run_dirs = train_seeds(config)
             distributed.leave()

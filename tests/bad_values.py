@@ -75,6 +75,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "engine": NAME,
     "protocol": (*NAME, "fedprox"),
     "checkpoint_every": COUNT,
+    "max_rounds": COUNT,
     "eval_every": COUNT,
 }
 
@@ -104,7 +105,8 @@ NEEDS = {
     "shards_per_worker": ("--partition", "shards"),
     "buffer_size": ("--protocol", "fedasync"),
 }
-FREE_TEXT = {"dataset_path", "drop_samples", "topology_file", "results_dir", "run_name", "stage1_dir"}
+FREE_TEXT = {"config", "dataset_path", "drop_samples", "keep_samples", "topology_file", "results_dir", "run_name",
+             "stage1_dir"}  # fmt: skip
 RUNS_FIRST = {"target"}  # judged only after stage 1: below
 
 

@@ -58,6 +58,13 @@ def summary(run_dir: Path) -> dict:
     return {k: v for k, v in load(run_dir / "summary.json").items() if k not in ("seconds", "samples_per_second")}
 
 
+def confusion(run_dir: Path) -> tuple:
+    """Counts [C, C] and class names of confusion.npz."""
+    from utils.records import read_confusion
+
+    return read_confusion(run_dir)
+
+
 def same_tensors(a: Path, b: Path) -> bool:
     """Whether two safetensors files hold the same, to the bit (the order of their metadata is random)."""
     one, other = safetensors.torch.load_file(a), safetensors.torch.load_file(b)

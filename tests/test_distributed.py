@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import same_tensors
 
 import main_pruned
 from tests.torchrun_jobs import MODES, config_of
@@ -87,6 +88,10 @@ def test_the_run_is_the_same_over_processes(alone, tmp_path, processes):
                 assert summary["crossed_bytes"] == sum(rows[r % len(rows)] for r in range(rounds)) * row
             elif mode in ("all", "fedavg"):
                 assert summary["crossed_bytes"] == rounds * processes * (2 * (processes - 1) * row // processes)
+        if mode in ("ring", "exponential_one_peer", "random", "grid", "star") or processes == 1:
+            assert same_tensors(one / "model.safetensors", many / "model.safetensors")
+            distances = [[line["consensus_distance"] for line in run] for run in lines]
+            assert distances[0] == distances[1]
         assert (many / "model.safetensors").exists() and len(list((many / "checkpoints").iterdir())) == processes
 
 
@@ -170,3 +175,67 @@ def test_a_checkpoint_that_lacks_a_part_is_passed_over(tmp_path):
     (tmp_path / "round-00000002.part-1-of-2.safetensors").unlink()
     with pytest.warns(UserWarning, match="missing"):
         assert checkpoint.latest(tmp_path).round == 1
+
+
+# ---- processes that do not fit ------------------------------------------------------------------------
+
+
+ODD_RANK = """
+import os, runpy, sys
+sys.path.insert(0, {root!r})
+flags = sys.argv[1:]
+if os.environ["RANK"] == "1":
+    flags += {extra!r}
+sys.argv = ["main.py", *flags]
+{patch}
+runpy.run_path({root!r} + "/main.py", run_name="__main__")
+"""
+
+
+def start_with_an_odd_rank(tmp_path, extra, patch=""):
+    """Two processes, of which the second has ``extra`` flags, or other code; what they print and their exit code."""
+    script = tmp_path / "odd.py"
+    script.write_text(ODD_RANK.format(root=str(ROOT), extra=list(extra), patch=patch))
+    flags = ["--model", "mlp", "--epochs", "2", "--quiet", "--no-plots", "--results_dir", str(tmp_path / "results")]
+    result = subprocess.run(
+        [*TORCHRUN, "--nproc-per-node=2", str(script), *flags],
+        env=ENVIRONMENT,
+        timeout=100,
+        capture_output=True,
+        text=True,
+    )
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    return result.returncode, errors
+
+
+OTHER_PIXELS = """
+if os.environ["RANK"] == "1":
+    import data.dataset_loader as loader
+    digits = loader.DATASETS["digits"]
+    def changed(*arguments):
+        arrays = digits(*arguments)
+        arrays.images_nCHW[0, 0, 0, 0] += 1
+        return arrays
+    loader.DATASETS["digits"] = changed
+"""
+
+
+@pytest.mark.parametrize(
+    ("extra", "patch", "words"),
+    [
+        (["--epochs", "3"], "", "--epochs"),
+        pytest.param(["--lr", "0.01"], "", "--lr", marks=pytest.mark.slow),
+        pytest.param(["--seed", "1"], "", "--seed", marks=pytest.mark.slow),
+        pytest.param(["--checkpoint_every", "2"], "", "--checkpoint_every", marks=pytest.mark.slow),
+        ([], OTHER_PIXELS, "data"),
+    ],
+)
+def test_processes_that_differ_are_refused(tmp_path, extra, patch, words):
+    code, errors = start_with_an_odd_rank(tmp_path, extra, patch)
+    assert code != 0 and errors and all("process 1" in line and words in line for line in errors), errors
+    assert not list((tmp_path / "results").glob("*/stage1/summary.json"))
+
+
+def test_what_a_process_may_have_of_its_own(tmp_path):
+    code, errors = start_with_an_odd_rank(tmp_path, ["--threads", "1", "--dataset_path", str(tmp_path)])
+    assert (code, errors) == (0, [])

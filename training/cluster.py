@@ -7,6 +7,7 @@ schedulers that you started, on networks that you trust, or over TLS (README, 'B
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,22 +24,32 @@ def completed(cluster: str, function: Callable, tasks: list[tuple]) -> Iterator[
     """(i, ``function(*tasks[i])``) in the order in which they end. A task whose worker is killed starts again on
     another one.
 
-    Raises :class:`UsageError` where no scheduler or worker is there, or a task has lost too many workers.
+    Raises :class:`UsageError` where no scheduler or worker is there, the scheduler goes away, or a task has
+    lost too many workers.
     """
-    from dask.distributed import KilledWorker, as_completed
+    from dask.distributed import CancelledError, KilledWorker, as_completed
+    from distributed.comm import CommClosedError
 
+    problem = None
     with connected(cluster) as client:
         index = {client.submit(function, *task, retries=RETRIES, pure=False): i for i, task in enumerate(tasks)}
         for future in as_completed(list(index)):
             try:
-                yield index[future], future.result()
-            except KilledWorker as error:
-                raise UsageError(
-                    f"--cluster {cluster}: several workers died at the same task (out of memory?): give them more, or "
-                    "lower --memory_gb. What had ended is kept; the same command goes on."
-                ) from error
-            finally:
-                future.release()
+                result = future.result()
+            except KilledWorker:
+                problem = "several workers died at the same task (out of memory?): give them more, or lower --memory_gb"
+            except (CancelledError, CommClosedError, OSError, TimeoutError):
+                problem = "the scheduler has gone away: start it again"
+            except RuntimeError as error:
+                if "deserialization" not in str(error):
+                    raise
+                problem = "the scheduler does not find this project's code: start it in the project's folder"
+            if problem:
+                break
+            yield index[future], result
+            future.release()
+    if problem:
+        raise UsageError(f"--cluster {cluster}: {problem}. What had ended is kept; the same command goes on.")
 
 
 @contextlib.contextmanager
@@ -47,6 +58,7 @@ def connected(cluster: str) -> Iterator[Client]:
     ``tcp://host:port`` and ``tls://host:port`` use a scheduler that is there."""
     from dask.distributed import Client, LocalCluster
 
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells every lost connection with a traceback
     if cluster.startswith("local:"):
         with (
             LocalCluster(
@@ -64,16 +76,16 @@ def connected(cluster: str) -> Iterator[Client]:
         client = Client(cluster, timeout="10s")
     except (OSError, TimeoutError, ValueError) as error:
         raise UsageError(
-            f"--cluster {cluster}: no Dask scheduler answers there ({error}). Start one with "
-            "'dask scheduler --host 127.0.0.1' and workers with 'dask worker ADDRESS --nthreads 1'."
+            f"--cluster {cluster}: no Dask scheduler answers there ({error}). In this project's folder, start one with "
+            "'python -m dask scheduler --host 127.0.0.1' and workers with 'python -m dask worker ADDRESS --nthreads 1'."
         ) from error
     with client:
         try:
             client.wait_for_workers(1, timeout=SECONDS_FOR_WORKERS)
         except TimeoutError as error:
             raise UsageError(
-                f"--cluster {cluster}: the scheduler has no workers: start some with "
-                f"'dask worker {cluster} --nthreads 1', in this project's folder."
+                f"--cluster {cluster}: the scheduler has no workers: start some, in this project's folder, with "
+                f"'python -m dask worker {cluster} --nthreads 1'."
             ) from error
         yield client
 

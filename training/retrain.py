@@ -82,6 +82,8 @@ def retrain_masks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(Indices of masks, their F) of each fleet of retrainings as it ends, wherever the fleets run. ``progress``:
     once a finished round in this process."""
+    if len(masks_Mn) == 0:
+        return
     pieces = torch.arange(len(masks_Mn)).split(fleet_size(job, len(masks_Mn), memory))
     if cluster is None:
         for piece in pieces:

@@ -76,10 +76,20 @@ def train_run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Train in ``run_dir`` as the configuration says, and return the summary; a finished run is not
     trained again. Raises :class:`UsageError` where the directory holds another run, or this one and
     neither ``--resume`` nor ``--overwrite`` is given."""
+    check_packages(config)
     execution = claim_together(config, run_dir)
     if execution is not None and (run_dir / "summary.json").exists():
         return read_json(run_dir / "summary.json")
     return train(build(config, execution), run_dir)
+
+
+def check_packages(config: Config) -> None:
+    """Raises :class:`UsageError` where a package that the run will need at its end is missing."""
+    if config.tensorboard:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError as error:
+            raise UsageError("--tensorboard needs the package: pip install tensorboard.") from error
 
 
 def claim_together(config: Config, run_dir: Path) -> Execution | None:
