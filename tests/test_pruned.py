@@ -317,13 +317,6 @@ def test_retraining_on_a_cluster_gives_the_same(tmp_path, engine):
     assert again["methods"].keys() == record["methods"].keys()
 
 
-@pytest.mark.slow  # Dask tries for ten seconds
-def test_no_cluster_there(audited, tmp_path, capsys):
-    shutil.copytree(audited, tmp_path / "run")
-    code = main_pruned.main(arguments(tmp_path, *SMOOTH, *AUDIT, "--cluster", "tcp://127.0.0.1:9"))
-    assert "tcp://127.0.0.1:9" in refused(capsys, code)
-
-
 def test_cascade_finds_flipped_labels(tmp_path):
     folder = prune(tmp_path, *NOISY, "--flip_labels", "0.2", "--audit", "--audit_groups", "3", "--methods", "cascade",
                    "random", "--pruning_algorithm", "random")  # fmt: skip

@@ -58,7 +58,9 @@ def connected(cluster: str) -> Iterator[Client]:
     ``tcp://host:port`` and ``tls://host:port`` use a scheduler that is there."""
     from dask.distributed import Client, LocalCluster
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells every lost connection with a traceback
+    for name in logging.root.manager.loggerDict:
+        if name.startswith(("distributed", "tornado")):  # they tell every lost connection with a traceback
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     if cluster.startswith("local:"):
         with (
             LocalCluster(
