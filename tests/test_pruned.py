@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import command
@@ -16,7 +17,8 @@ import main_pruned
 from training.scores import keep_best
 from utils.errors import UsageError
 from utils.pruning_args import METHODS
-from utils.records import read_partition, read_scores
+from utils.records import read_partition
+from utils.scores import read_scores, write_scores
 
 SMOOTH = ("--model", "mlp_smooth", "--epochs", "4", "--lr", "0.1", "--engine", "threads")
 AUDIT = ("--audit", "--audit_groups", "12", "--methods", "cascade", "--pruning_algorithm", "random")
@@ -189,12 +191,34 @@ def test_scores_are_reused_only_under_their_settings(copy, monkeypatch):
     assert calls == ["dice", "dice"]
 
 
-def test_damaged_scores_are_computed_again(copy):
-    before = read_scores(copy / "run" / "influence" / "random.zarr")["scores"]
-    (copy / "run" / "influence" / "random.zarr" / "zarr.json").write_text("{")
-    prune(copy, "--pruning_algorithm", "random", "--train_ratio", "0.5")
-    found = [p for p in (copy / "run" / "influence").glob("random*.zarr") if (p / "scores").is_dir()]
-    assert any(np.array_equal(read_scores(p)["scores"], before) for p in found if (p / "zarr.json").read_text() != "{")
+def test_damaged_scores_are_computed_again(copy, capsys):
+    """A chunk that is gone reads as zeros, and scores of before the digests cannot be told from damaged ones."""
+    influence = copy / "run" / "influence"
+    path = influence / "random.zarr"
+    before = read_scores(path)
+    attributes = command.load(path / "zarr.json")
+    del attributes["attributes"]["digest"]
+
+    def without_digest():
+        (path / "zarr.json").write_text(json.dumps(attributes))
+
+    for share, damage in ("0.5", (path / "scores" / "c" / "0").unlink), ("0.4", without_digest):
+        damage()
+        prune(copy, "--pruning_algorithm", "random", "--train_ratio", share)
+        warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+        assert len(warnings) == 1 and str(path) in warnings[0] and "damaged" in warnings[0]
+        assert [p.name for p in influence.iterdir() if p.name.startswith("random")] == ["random.zarr"]
+        np.testing.assert_equal(read_scores(path), before)
+
+
+def test_damaged_scores_of_other_settings_are_replaced_too(copy):
+    """Only the settings in them tell whose they were."""
+    path = copy / "run" / "influence" / "dice.zarr"
+    write_scores(path, {"scores": [0.5], "sample_id": [0], "worker": [0]}, {"method": "of another run"})
+    (path / "scores" / "zarr.json").unlink()
+    prune(copy, "--pruning_algorithm", "dice", "--train_ratio", "0.5")
+    assert read_scores(path)["settings"]["method"] == "dice"
+    assert [p.name for p in path.parent.iterdir() if p.name.startswith("dice")] == ["dice.zarr"]
 
 
 def test_stage_2_under_other_settings_is_refused(copy, capsys):

@@ -182,27 +182,6 @@ def read_record(path: PathLike, *keys: str) -> dict[str, Any]:
     return record
 
 
-def read_scores(zarr_path: PathLike) -> dict[str, Any]:
-    """Scores as they were written: ``scores`` (float64 [n], positive helps), ``sample_id`` and
-    ``worker`` (int64 [n]) and ``settings`` (dict).
-
-    Raises UsageError where the zarr group is missing or damaged.
-    """
-    if not Path(zarr_path).is_dir():
-        raise UsageError(f"no scores at {zarr_path}; compute them with main_pruned.py --stage 2")
-    import zarr  # takes half a second
-
-    try:
-        group = zarr.open_group(zarr_path, mode="r")
-        kinds = {"scores": np.float64, "sample_id": np.int64, "worker": np.int64}
-        record = {name: np.asarray(group[name][:], dtype=kind) for name, kind in kinds.items()}
-        if len({array.shape for array in record.values()}) > 1 or record["scores"].ndim != 1:
-            raise ValueError("arrays of different lengths")
-        return record | {"settings": dict(group.attrs["settings"])}
-    except Exception as error:  # zarr raises a dozen kinds, of the store, the codecs and JSON
-        raise _damaged(zarr_path, " ".join(str(error).split()) or type(error).__name__) from error
-
-
 class Run:
     """Read-only view of one stage directory; each file is read when first asked for.
 
