@@ -58,4 +58,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if sys.stdout is not None:  # it is where stdout is closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text in any encoding
     sys.exit(main())

@@ -125,4 +125,6 @@ def draw(stage1: Stage1, stage2_dir: Path, method: str) -> None:
 
 
 if __name__ == "__main__":
+    if sys.stdout is not None:  # it is where stdout is closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text in any encoding
     sys.exit(main())

@@ -356,10 +356,10 @@ def _check_text(name: str, text: str) -> None:
     """Every text may end up in a path, and those have no NUL and no half of a surrogate pair (but the halves
     that stand for bytes of argv that are not UTF-8)."""
     try:
-        encoded = os.fsencode(text)
+        sound = b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
-        encoded = b"\0"
-    if b"\0" in encoded:
+        sound = False
+    if not sound:
         raise UsageError(f"--{name} is {reprlib.repr(text)}: it must not hold NUL characters or lone surrogates.")
 
 
