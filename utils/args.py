@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import hashlib
 import math
-import os
 import reprlib
 import types
 import typing
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.errors import UsageError, unknown_name
-from utils.files import parse_json, read_bytes
+from utils.files import check_text, parse_json, read_bytes
 
 C = TypeVar("C", bound="Config")
 Check = tuple[Callable[[Any], bool], str]
@@ -217,7 +216,7 @@ class Config:
             value, meta = getattr(self, f.name), f.metadata
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, str):
-                    _check_text(f.name, number)
+                    check_text(f"--{f.name}", number)
                 if isinstance(number, float) and not math.isfinite(number):
                     raise UsageError(f"--{f.name} is {number}: it must be a finite number.")
                 if isinstance(number, int | float) and abs(number) >= LARGEST:
@@ -350,17 +349,6 @@ class _Boolean(argparse.Action):
         else:
             parser.error(f"{option_string}: '{values}' is neither True nor False")
         setattr(namespace, self.dest, value != negated)
-
-
-def _check_text(name: str, text: str) -> None:
-    """Every text may end up in a path, and those have no NUL and no half of a surrogate pair (but the halves
-    that stand for bytes of argv that are not UTF-8)."""
-    try:
-        sound = b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:
-        sound = False
-    if not sound:
-        raise UsageError(f"--{name} is {reprlib.repr(text)}: it must not hold NUL characters or lone surrogates.")
 
 
 def _recorded(path: str | None, config_class: type[Config]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Files that somebody else wrote: read, or refused in one line. A leaf.
+"""What somebody else wrote, files and their names: read, or refused in one line. A leaf.
 
 A pipe may never answer and a device never end, so only regular files are read, and only so much of them.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import reprlib
 import stat
 from collections import Counter
 from collections.abc import Iterator
@@ -50,6 +51,17 @@ def read_lines(path: PathLike, what: str = "file", limit: float = LARGEST_FILE) 
             yield number, line.partition("#")[0]
     except UnicodeDecodeError as error:
         raise UsageError(f"cannot read {what} {path}: it is not UTF-8 text; save it as UTF-8.") from error
+
+
+def check_text(what: str, text: str) -> None:
+    """Raises UsageError for a text that no path can hold: one with NUL characters or lone surrogates (but for
+    those by which argv stands for bytes that are not UTF-8)."""
+    try:
+        sound = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        sound = False
+    if not sound:
+        raise UsageError(f"{what} is {reprlib.repr(text)}: it must not hold NUL characters or lone surrogates.")
 
 
 def parse_json(data: str | bytes) -> Any:

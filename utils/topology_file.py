@@ -74,12 +74,12 @@ def _load_npy(path: Path, num_workers: int) -> np.ndarray:
     except Exception as error:  # damaged headers are parsed as Python, and raise what Python raises
         raise UsageError(f"cannot read topology file {path}: it has no header that .npy files have.") from error
     if dtype.kind not in "biuf":
-        raise UsageError(f"topology file {path}: entries must be real numbers, not {dtype}.")
+        raise UsageError(f"topology file {path}: entries must be real numbers, not {dtype.name}.")
     _check_square(path, shape, num_workers)
     if len(data) - file.tell() < num_workers**2 * dtype.itemsize:
         raise UsageError(f"topology file {path} is cut off: {num_workers} x {num_workers} numbers do not fit in it.")
     entries = np.frombuffer(data, dtype, num_workers**2, file.tell()).astype(np.float64)
-    return entries.reshape(shape, order="F" if fortran_order else "C")
+    return entries.reshape(num_workers, num_workers, order="F" if fortran_order else "C")
 
 
 def _read_numbers(path: Path) -> list[tuple[int, list[float]]]:
@@ -106,9 +106,8 @@ def _number(word: str, path: Path, line: int) -> float:
 
 def _check_square(path: Path, shape: tuple[int, ...], num_workers: int) -> None:
     if len(shape) != 2 or shape[0] != shape[1]:
-        raise UsageError(
-            f"topology file {path}: the matrix is {' x '.join(map(str, shape))}; it must be square, one row a worker."
-        )
+        size = " x ".join(map(str, shape)) or "one number"
+        raise UsageError(f"topology file {path}: the matrix is {size}; it must be square, one row a worker.")
     if shape[0] != num_workers:
         raise UsageError(
             f"topology file {path} is for {shape[0]} workers, but --num_workers is {num_workers}; make them equal."
@@ -127,7 +126,7 @@ def _from_edges(path: Path, rows: list[tuple[int, list[float]]], num_workers: in
         i, j = int(row[0]), int(row[1])
         if max(i, j) >= num_workers:
             raise UsageError(
-                f"{where}: no worker {max(i, j)}; --num_workers is {num_workers}, and workers count from 0."
+                f"{where}: no worker {max(i, j):.15g}; --num_workers is {num_workers}, and workers count from 0."
             )
         if unweighted:
             seen[i, j] = seen[j, i] = 1.0
@@ -142,7 +141,8 @@ def _from_edges(path: Path, rows: list[tuple[int, list[float]]], num_workers: in
 def _row_stochastic(path: Path, matrix: sp.csr_array) -> sp.csr_array:
     if (matrix.data < 0).any():
         raise UsageError(f"topology file {path}: mixing weights must not be negative.")
-    sums_N = matrix.sum(axis=1)
+    with np.errstate(over="ignore"):  # an infinite sum is refused like any other
+        sums_N = matrix.sum(axis=1)
     worst = int(np.abs(sums_N - 1).argmax())
     if abs(sums_N[worst] - 1) > ROW_SUM_TOLERANCE:
         raise UsageError(
