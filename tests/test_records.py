@@ -318,9 +318,14 @@ def test_run_reads_each_record_when_asked(tmp_path):
     assert run.metrics == [{"round": 0}] and run.labels is None and not run.has("summary.json")
     with pytest.raises(UsageError, match="summary.json"):
         _ = run.summary
-    for name in ("config", "summary", "topology"):
+    for name in ("config", "summary"):
         write_json(tmp_path / f"{name}.json", {"name": name})
         assert getattr(run, name) == {"name": name}
+    write_json(tmp_path / "topology.json", {"mode": "ring", "num_workers": 1})
+    with pytest.raises(UsageError, match="topology.json is damaged .*no 'matrices'"):
+        _ = run.topology
+    write_json(tmp_path / "topology.json", {"mode": "ring", "num_workers": 1, "matrices": []})
+    assert run.topology["num_workers"] == 1
     records.write_partition(tmp_path, [np.arange(2)])
     records.write_labels(tmp_path, np.arange(2), "ab")
     assert run.partition[0].tolist() == [0, 1]

@@ -42,10 +42,10 @@ def read_bytes(path: PathLike, what: str = "file", limit: float = LARGEST_FILE) 
     raise UsageError(f"cannot read {what} {path}: {reason}; check the path.")
 
 
-def read_lines(path: PathLike, what: str = "file", limit: float = LARGEST_FILE) -> Iterator[tuple[int, str]]:
+def read_lines(path: PathLike, what: str = "file") -> Iterator[tuple[int, str]]:
     """(line number, text without its ``#`` comment) of every line of a UTF-8 file. Raises UsageError as
     :func:`read_bytes` does, and where the text is not UTF-8."""
-    lines = io.TextIOWrapper(io.BytesIO(read_bytes(path, what, limit)), encoding="utf-8-sig")
+    lines = io.TextIOWrapper(io.BytesIO(read_bytes(path, what)), encoding="utf-8-sig")
     try:
         for number, line in enumerate(lines, start=1):
             yield number, line.partition("#")[0]
@@ -74,7 +74,7 @@ def parse_json(data: str | bytes) -> Any:
         record = dict(pairs)
         if len(record) < len(pairs):
             [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
-            raise ValueError(f"the key {json.dumps(key)} is given twice")
+            raise ValueError(f"the key {reprlib.repr(key)} is given twice")
         return record
 
     try:

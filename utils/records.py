@@ -142,7 +142,7 @@ def read_summary(run_dir: PathLike) -> dict[str, Any]:
 
 def read_topology(run_dir: PathLike) -> dict[str, Any]:
     """The graph and its mixing matrices (topology.json; row = receiver)."""
-    return read_json(Path(run_dir, "topology.json"))
+    return read_record(Path(run_dir, "topology.json"), "mode", "num_workers", "matrices")
 
 
 def write_partition(run_dir: PathLike, shards: Sequence[np.ndarray]) -> None:
