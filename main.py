@@ -68,4 +68,6 @@ def draw(run_dirs: list[Path], folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if sys.stdout is not None:  # it is where stdout is closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text in any encoding
     sys.exit(main())

@@ -129,4 +129,6 @@ def draw(stage1: Stage1, results: dict[str, Any], method: str | None, stage2_dir
 
 
 if __name__ == "__main__":
+    if sys.stdout is not None:  # it is where stdout is closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text in any encoding
     sys.exit(main())

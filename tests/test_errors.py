@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bad_values import BAD, BAD_PRUNING, FREE_TEXT, HUGE, NEEDS, RUNS_FIRST, is_boolean, words
@@ -11,6 +16,7 @@ from command import arguments, refused
 import main
 import main_pruned
 from utils.args import Config
+from utils.errors import UsageError
 from utils.pruning_args import PruningConfig
 
 
@@ -152,6 +158,18 @@ FIELDS = {
     "number for a path": '{"config": {"results_dir": 3}}',
     "bad value": '{"config": {"lr": -1}}',
     "unknown name": '{"config": {"modle": "mlp"}}',
+    "a text": '"config"',
+    "deep": "[" * 100_000,
+    "deep in a value": '{"config": {"lr": ' + '{"a": ' * 500 + "1" + "}" * 502,
+    "large number": '{"config": {"seed": ' + "9" * 4000 + "}}",
+    "too large number": '{"config": {"seed": ' + "9" * 5000 + "}}",
+    "no number": '{"config": {"lr": NaN}}',
+    "infinity": '{"config": {"lr": 1e999}}',
+    "a key twice": '{"config": {"lr": 0.1, "lr": 0.2}}',
+    "UTF-16": b"\xff\xfe{\x00",
+    "NUL in a path": '{"config": {"dataset_path": "a\\u0000b"}}',
+    "half a character": '{"config": {"results_dir": "\\ud800"}}',
+    "large": " " * (10**7 + 1),
 }
 
 
@@ -159,7 +177,7 @@ FIELDS = {
 def test_bad_config_files(content, tmp_path, capsys):
     file = tmp_path / "config.json"
     if content is not None:
-        file.write_text(content)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
     words = [
         "--config",
         str(file),
@@ -170,7 +188,8 @@ def test_bad_config_files(content, tmp_path, capsys):
         "--run_name",
         str(tmp_path / "run"),
     ]
-    refused(capsys, main.main(words))
+    line = refused(capsys, main.main(words))
+    assert str(file) in line or any(f"--{name}" in line for name in ("lr", "seed", "dataset_path", "results_dir"))
 
 
 # ---- main_pruned.py -------------------------------------------------------------------------------------
@@ -230,3 +249,47 @@ def test_a_file_in_the_place_of_the_run(tmp_path, capsys):
 @pytest.mark.parametrize("value", ["nan", "inf", "1 nan"])
 def test_milestones_that_are_no_numbers(value, tmp_path, capsys):
     assert "milestones" in refused(capsys, main.main(arguments(tmp_path, "--milestones", *words(value))))
+
+
+# ---- files and names that are none --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+@pytest.mark.parametrize("flags", [["--config"], ["--mode", "file", "--topology_file"]], ids=lambda f: f[-1])
+def test_what_is_no_regular_file_is_not_read(flags, kind, tmp_path, capsys):
+    """A pipe without a writer would block for ever, and /dev/zero would fill the memory."""
+    path = Path("/dev/null") if kind == "device" else tmp_path / kind
+    {"folder": os.mkdir, "pipe": os.mkfifo, "device": str}[kind](path)
+    line = refused(capsys, main.main(arguments(tmp_path, *flags, path)))
+    assert str(path) in line and "not a regular file" in line
+
+
+TEXTS = [f.name for f in dataclasses.fields(PruningConfig) if "str" in f.type]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_that_no_path_can_hold(name):
+    for text in ("a\0b", "\ud800", "\udfff"):
+        with pytest.raises(UsageError, match=f"--{name} is .*(NUL|surrogate)") as error:
+            PruningConfig(**{name: (text,) if name == "methods" else text})
+        str(error.value).encode()  # can be printed anywhere
+
+
+def test_paths_that_are_not_utf8_are_legitimate():
+    assert Config(results_dir=os.fsdecode(b"caf\xe9")).results_dir == "caf\udce9"
+
+
+@pytest.mark.parametrize("command", ["main", "main_pruned"])
+def test_a_path_that_is_not_utf8_can_be_printed(command, monkeypatch, capsys):
+    done = {"test_accuracy": 0.5, "epochs": 1, "seconds": 1}
+    stage1 = SimpleNamespace(folder=Path("caf\udce9", "run"))
+    monkeypatch.setattr("training.run.train_seeds", lambda _: (done, []))
+    monkeypatch.setattr("training.pruning.open_stage1", lambda _: stage1)
+    monkeypatch.setattr("training.pruning.run_stage2", lambda *_, **__: (done, stage1.folder))
+    monkeypatch.setattr("training.pruning.compare", lambda *_: {"stage1": done, "ratio": 1.0})
+    flags = ["--pruning_algorithm", "noprune"] if command == "main_pruned" else []
+    monkeypatch.setattr(sys, "argv", arguments(Path("caf\udce9"), *flags))
+    sys.argv.insert(0, command)
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(sys.modules[command].__file__, run_name="__main__")
+    assert r"caf\udce9/run" in capsys.readouterr().out

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import command
 import numpy as np
 import pytest
-import torch
 from command import arguments, metrics, prune, refused, same_tensors, summary, train
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import main_pruned
-from training.scores import keep_best
-from utils.errors import UsageError
 from utils.pruning_args import METHODS
-from utils.records import read_partition, read_scores
+from utils.records import read_partition
+from utils.scores import read_scores, write_scores
 
 SMOOTH = ("--model", "mlp_smooth", "--epochs", "4", "--lr", "0.1", "--engine", "threads")
 AUDIT = ("--audit", "--audit_groups", "12", "--methods", "cascade", "--pruning_algorithm", "random")
@@ -189,12 +186,34 @@ def test_scores_are_reused_only_under_their_settings(copy, monkeypatch):
     assert calls == ["dice", "dice"]
 
 
-def test_damaged_scores_are_computed_again(copy):
-    before = read_scores(copy / "run" / "influence" / "random.zarr")["scores"]
-    (copy / "run" / "influence" / "random.zarr" / "zarr.json").write_text("{")
-    prune(copy, "--pruning_algorithm", "random", "--train_ratio", "0.5")
-    found = [p for p in (copy / "run" / "influence").glob("random*.zarr") if (p / "scores").is_dir()]
-    assert any(np.array_equal(read_scores(p)["scores"], before) for p in found if (p / "zarr.json").read_text() != "{")
+def test_damaged_scores_are_computed_again(copy, capsys):
+    """A chunk that is gone reads as zeros, and scores of before the digests cannot be told from damaged ones."""
+    influence = copy / "run" / "influence"
+    path = influence / "random.zarr"
+    before = read_scores(path)
+    attributes = command.load(path / "zarr.json")
+    del attributes["attributes"]["digest"]
+
+    def without_digest():
+        (path / "zarr.json").write_text(json.dumps(attributes))
+
+    for share, damage in ("0.5", (path / "scores" / "c" / "0").unlink), ("0.4", without_digest):
+        damage()
+        prune(copy, "--pruning_algorithm", "random", "--train_ratio", share)
+        warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+        assert len(warnings) == 1 and str(path) in warnings[0] and "damaged" in warnings[0]
+        assert [p.name for p in influence.iterdir() if p.name.startswith("random")] == ["random.zarr"]
+        np.testing.assert_equal(read_scores(path), before)
+
+
+def test_damaged_scores_of_other_settings_are_replaced_too(copy):
+    """Only the settings in them tell whose they were."""
+    path = copy / "run" / "influence" / "dice.zarr"
+    write_scores(path, {"scores": [0.5], "sample_id": [0], "worker": [0]}, {"method": "of another run"})
+    (path / "scores" / "zarr.json").unlink()
+    prune(copy, "--pruning_algorithm", "dice", "--train_ratio", "0.5")
+    assert read_scores(path)["settings"]["method"] == "dice"
+    assert [p.name for p in path.parent.iterdir() if p.name.startswith("dice")] == ["dice.zarr"]
 
 
 def test_stage_2_under_other_settings_is_refused(copy, capsys):
@@ -363,51 +382,3 @@ def test_plots(copy):
     folder = prune(copy, "--pruning_algorithm", "dice", "--plots")
     assert (folder / "comparison.png").stat().st_size > 1000
     assert list((folder / "stage2_dice_0.6" / "plots").glob("*.png"))
-
-
-# ---- what is kept ---------------------------------------------------------------------------------------------
-
-
-@st.composite
-def scored(draw):
-    """Scores of samples, some tied, and their workers (-1: not in training)."""
-    n = draw(st.integers(4, 60))
-    workers = draw(st.lists(st.integers(-1, 4), min_size=n, max_size=n).filter(lambda w: max(w) >= 0))
-    scores = draw(st.lists(st.integers(-5, 5).map(lambda v: v / 3), min_size=n, max_size=n))
-    return torch.tensor(scores, dtype=torch.float64), torch.tensor(workers), draw(st.floats(0.01, 1.0))
-
-
-@settings(max_examples=150, deadline=None)
-@given(scored(), st.sampled_from(["worker", "global"]))
-def test_keep_best(case, scope):
-    scores_n, worker_n, ratio = case
-    held = set((worker_n >= 0).nonzero()[:, 0].tolist())
-    counts = {k: int((worker_n == k).sum()) for k in worker_n.unique().tolist() if k >= 0}
-    try:
-        kept = keep_best(scores_n, worker_n, ratio, scope).tolist()
-    except UsageError:
-        assert scope == "worker" and any(round(ratio * c) == 0 for c in counts.values())
-        return
-    assert kept == sorted(set(kept)) and set(kept) <= held
-    left = {k: sum(worker_n[kept] == k).item() for k in counts}
-    assert all(left.values())  # no worker is emptied
-    if scope == "worker":
-        assert left == {k: round(ratio * c) for k, c in counts.items()}
-        groups = [[i for i in held if worker_n[i] == k] for k in counts]
-    else:
-        assert len(kept) == max(round(ratio * len(held)), len(counts))
-        # A worker's one sample that must stay may be worse than what others lose.
-        groups = [[i for i in held if i not in kept or left[worker_n[i].item()] > 1]]
-    for group in groups:
-        inside = [scores_n[i].item() for i in group if i in kept]
-        outside = [scores_n[i].item() for i in group if i not in kept]
-        assert not inside or not outside or min(inside) >= max(outside)
-
-
-def test_keep_best_stored_values():
-    scores_n = torch.tensor([0.5, 0.1, 0.9, 0.1, 0.7, -1.0, 0.2, 0.3], dtype=torch.float64)
-    worker_n = torch.tensor([0, 0, 0, 0, 1, 1, 1, -1])
-    assert keep_best(scores_n, worker_n, 0.5).tolist() == [0, 2, 4, 6]
-    assert keep_best(scores_n, worker_n, 0.75).tolist() == [0, 1, 2, 4, 6]  # of equals the first
-    assert keep_best(scores_n, worker_n, 0.3, "global").tolist() == [2, 4]
-    assert keep_best(scores_n, worker_n, 1.0).tolist() == [0, 1, 2, 3, 4, 5, 6]

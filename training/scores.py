@@ -7,22 +7,23 @@ Legend: n samples of the data set, m training samples.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import zarr
 from torch import Tensor
 from tqdm import tqdm
 
 from training.trajectory import RecordedRun
+from utils.digest import digest_json
 from utils.errors import UsageError
 from utils.influence import READS, Options, score, ticks
 from utils.pruning_args import PruningConfig
+from utils.scores import read_scores, write_scores
 
 
 def options_of(config: PruningConfig) -> Options:
@@ -50,14 +51,13 @@ def scores_for(
     """Scores [n] of a method and where they are kept: read if they were made under these settings,
     else computed (with a progress bar) and written."""
     settings = json.loads(json.dumps(settings_of(method, config, run.rounds, fingerprint)))
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     worker_n = run.worker_of_n.cpu()
-    names = (folder / f"{method}.zarr", folder / f"{method}-{digest}.zarr")
-    for path in names:
-        kept = read_scores(path)
-        if kept is not None and kept[1] == settings:
+    paths = (folder / f"{method}.zarr", folder / f"{method}-{digest_json(settings)[:12]}.zarr")
+    for path in filter(Path.exists, paths):
+        kept = sound_scores(path)
+        if kept is not None and kept["settings"] == settings:
             scores_n = torch.zeros(len(worker_n), dtype=torch.float64)
-            scores_n[torch.from_numpy(kept[0]["sample_id"])] = torch.from_numpy(kept[0]["scores"])
+            scores_n[torch.from_numpy(kept["sample_id"])] = torch.from_numpy(kept["scores"])
             return scores_n, path
     options = options_of(config)
     with tqdm(total=ticks(method, run, options), desc=f"scoring: {method}", disable=config.quiet) as bar:
@@ -68,33 +68,21 @@ def scores_for(
             f"{method} gave scores that are not finite: the run's loss is too rough for it. Train with a "
             "smaller --lr, or score with another --pruning_algorithm."
         )
-    path = names[0] if not names[0].exists() else names[1]
+    path = paths[0] if not paths[0].exists() else paths[1]
     write_scores(
         path, {"scores": scores_n[ids].numpy(), "sample_id": ids.numpy(), "worker": worker_n[ids].numpy()}, settings
     )
     return scores_n, path
 
 
-def write_scores(path: Path, arrays: dict[str, np.ndarray], settings: dict[str, Any]) -> None:
-    """Write a zarr group next to its place, and move it there when it is whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+def sound_scores(path: Path) -> dict[str, Any] | None:
+    """The scores at ``path``; None, and a warning, where they are damaged: then they are deleted, so that
+    new ones take their place."""
     try:
-        group = zarr.open_group(temporary, mode="w", attributes={"settings": settings})
-        for name, array in arrays.items():
-            group.create_array(name, data=array)
+        return read_scores(path)
+    except UsageError as error:
+        warnings.warn(str(error), stacklevel=2)
         shutil.rmtree(path, ignore_errors=True)
-        temporary.rename(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error}. Free some space or choose another --results_dir.") from error
-
-
-def read_scores(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """The arrays and settings of a score file; None where it is missing or damaged."""
-    try:
-        group = zarr.open_group(path, mode="r")
-        return {name: group[name][:] for name in ("scores", "sample_id", "worker")}, group.attrs["settings"]
-    except (OSError, KeyError, ValueError):
         return None
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.errors import UsageError, unknown_name
+from utils.files import check_text, parse_json, read_bytes
 
 C = TypeVar("C", bound="Config")
 Check = tuple[Callable[[Any], bool], str]
@@ -225,6 +226,8 @@ class Config:
         for f in dataclasses.fields(self):
             value, meta = getattr(self, f.name), f.metadata
             for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, str):
+                    check_text(f"--{f.name}", number)
                 if isinstance(number, float) and not math.isfinite(number):
                     raise UsageError(f"--{f.name} is {number}: it must be a finite number.")
                 if isinstance(number, int | float) and abs(number) >= LARGEST:
@@ -274,7 +277,7 @@ def file_digests(config: Config) -> dict[str, str]:
     """SHA-256 of the files that the configuration names and whose contents change the numbers, by flag."""
     paths = {name: getattr(config, name) for name in FILES if name != "topology_file" or config.mode == "file"}
     return {
-        name: hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        name: hashlib.sha256(read_bytes(path, f"--{name}")).hexdigest()
         for name, path in paths.items()
         if path and Path(path).is_file()
     }
@@ -383,12 +386,11 @@ def _recorded(path: str | None, config_class: type[Config]) -> dict[str, Any]:
     the record names is replayed too."""
     if path is None:
         return {}
+    data = read_bytes(path, "--config", limit=10**7)
     try:
-        content = json.loads(Path(path).read_text())
+        content = parse_json(data)
         values = dict(content.get("config", content))
         execution = dict(content.get("execution", {})) if "config" in content else {}
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror or error}.") from error
     except (ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"--config {path} is not a recorded config.json: {error}.") from error
     if execution.get("engine") == "graph" and values.get("engine") == "auto":
@@ -417,4 +419,4 @@ def _typed(path: str, name: str, value: Any, hint: Any) -> Any:
             return float(value) if abs(value) < LARGEST else value
         elif type(value) is kind:
             return value
-    raise UsageError(f"--config {path}: {name} is {value!r}, which is not what --{name} takes.")
+    raise UsageError(f"--config {path}: {name} is {reprlib.repr(value)}, which is not what --{name} takes.")

@@ -20,8 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from utils.errors import UsageError
-
-PathLike = str | os.PathLike[str]
+from utils.files import PathLike, parse_json, read_bytes
 
 
 def write_atomically(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
@@ -64,12 +63,16 @@ def write_json(path: PathLike, obj: Any) -> None:
     write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
 
 
-def read_json(path: PathLike) -> Any:
-    """The content of a JSON file. Raises UsageError where it is missing or damaged."""
+def read_json(path: PathLike) -> dict[str, Any]:
+    """The JSON object in a file. Raises UsageError where it is missing, damaged or something else."""
+    data = _read_bytes(path)
     try:
-        return json.loads(_read_bytes(path))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        record = parse_json(data)
+    except ValueError as error:
         raise _damaged(path, str(error)) from error
+    if not isinstance(record, dict):
+        raise _damaged(path, "it is not a JSON object")
+    return record
 
 
 class MetricsLog:
@@ -116,14 +119,14 @@ class MetricsLog:
         lines = []
         for number, raw in enumerate(raw_lines, start=1):
             try:
-                line = json.loads(raw)
-                complete = raw.endswith(b"\n") and isinstance(line, dict) and "round" in line
+                line = parse_json(raw)
+                complete = raw.endswith(b"\n") and isinstance(line, dict) and type(line.get("round")) is int
             except ValueError:
                 complete = False
             if complete:
                 lines.append((line, raw))
             elif number < len(raw_lines):
-                raise _damaged(self.path, f"line {number} is not a JSON object with a 'round'")
+                raise _damaged(self.path, f"line {number} is not a JSON object with a whole 'round'")
         return lines
 
 
@@ -139,7 +142,7 @@ def read_summary(run_dir: PathLike) -> dict[str, Any]:
 
 def read_topology(run_dir: PathLike) -> dict[str, Any]:
     """The graph and its mixing matrices (topology.json; row = receiver)."""
-    return read_json(Path(run_dir, "topology.json"))
+    return read_record(Path(run_dir, "topology.json"), "mode", "num_workers", "matrices")
 
 
 def write_partition(run_dir: PathLike, shards: Sequence[np.ndarray]) -> None:
@@ -152,10 +155,7 @@ def read_partition(run_dir: PathLike) -> list[np.ndarray]:
     """The sample ids of each worker: N int64 arrays, worker 0 first."""
     path = Path(run_dir, "partition.npz")
     arrays = _read_npz(path)
-    try:
-        return [arrays[f"worker_{k:04d}"] for k in range(len(arrays))]
-    except KeyError as error:
-        raise _damaged(path, f"{error.args[0]} is missing") from error
+    return [_list_of(np.int64, path, arrays, f"worker_{k:04d}") for k in range(len(arrays))]
 
 
 def write_labels(run_dir: PathLike, labels_n: np.ndarray, class_names: Sequence[str]) -> None:
@@ -168,39 +168,17 @@ def read_labels(run_dir: PathLike) -> tuple[np.ndarray, list[str]]:
     """The label of each train sample id (int64 [n]) and the names of the classes."""
     path = Path(run_dir, "labels.npz")
     arrays = _read_npz(path)
-    if not {"labels", "class_names"} <= arrays.keys():
-        raise _damaged(path, "it must hold 'labels' and 'class_names'")
-    return arrays["labels"], [str(name) for name in arrays["class_names"]]
+    names = _list_of(np.str_, path, arrays, "class_names")
+    return _list_of(np.int64, path, arrays, "labels"), names.tolist()
 
 
 def read_record(path: PathLike, *keys: str) -> dict[str, Any]:
     """A JSON object that has these keys. Raises UsageError where it is missing, damaged or has not."""
     record = read_json(path)
-    absent = [key for key in keys if not isinstance(record, dict) or key not in record]
+    absent = [key for key in keys if key not in record]
     if absent:
         raise _damaged(path, f"it has no '{absent[0]}'")
     return record
-
-
-def read_scores(zarr_path: PathLike) -> dict[str, Any]:
-    """Scores as they were written: ``scores`` (float64 [n], positive helps), ``sample_id`` and
-    ``worker`` (int64 [n]) and ``settings`` (dict).
-
-    Raises UsageError where the zarr group is missing or damaged.
-    """
-    if not Path(zarr_path).is_dir():
-        raise UsageError(f"no scores at {zarr_path}; compute them with main_pruned.py --stage 2")
-    import zarr  # takes half a second
-
-    try:
-        group = zarr.open_group(zarr_path, mode="r")
-        kinds = {"scores": np.float64, "sample_id": np.int64, "worker": np.int64}
-        record = {name: np.asarray(group[name][:], dtype=kind) for name, kind in kinds.items()}
-        if len({array.shape for array in record.values()}) > 1 or record["scores"].ndim != 1:
-            raise ValueError("arrays of different lengths")
-        return record | {"settings": dict(group.attrs["settings"])}
-    except Exception as error:  # zarr raises a dozen kinds, of the store, the codecs and JSON
-        raise _damaged(zarr_path, " ".join(str(error).split()) or type(error).__name__) from error
 
 
 class Run:
@@ -258,10 +236,7 @@ def _plain(obj: Any) -> Any:
 
 
 def _read_bytes(path: PathLike) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}; check the path of the run") from error
+    return read_bytes(path, limit=math.inf)  # a run writes as much as it needs
 
 
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -274,9 +249,19 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     data = _read_bytes(path)
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            if sum(member.file_size for member in arrays.zip.infolist()) > len(data):
+                raise ValueError("it is compressed, and may unpack to any size")
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # damaged zip archives raise half a dozen kinds
         raise _damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+
+
+def _list_of(kind: type, path: Path, arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """The one-dimensional array of that kind; damaged where it is missing or another."""
+    array = arrays.get(name)
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or not np.issubdtype(array.dtype, kind):
+        raise _damaged(path, f"'{name}' is missing or is no list of {kind.__name__}")
+    return array
 
 
 def _end_of_last_line(file: BinaryIO) -> int:

@@ -12,13 +12,19 @@ Legend: N workers.
 
 from __future__ import annotations
 
+import io
+import re
+import reprlib
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
 from utils.errors import UsageError
+from utils.files import read_bytes, read_lines
 
+SEPARATOR = re.compile(r"\s*[,;]\s*|\s+")
 ROW_SUM_TOLERANCE = 1e-5  # weights printed with six digits pass: three times 0.333333 is off by 1e-6
 
 
@@ -32,7 +38,7 @@ def read_topology_file(path: str | Path, num_workers: int) -> tuple[sp.csr_array
     """
     path = Path(path)
     if path.suffix == ".npy":
-        matrix = sp.csr_array(_square(path, _load_npy(path), num_workers))
+        matrix = sp.csr_array(_load_npy(path, num_workers))
     else:
         rows = _read_numbers(path)
         widths = {len(row) for _, row in rows}
@@ -40,7 +46,8 @@ def read_topology_file(path: str | Path, num_workers: int) -> tuple[sp.csr_array
         if is_matrix:
             if len(widths) > 1:
                 raise UsageError(f"topology file {path}: its rows have different lengths ({_few(widths)}).")
-            matrix = sp.csr_array(_square(path, np.array([row for _, row in rows]), num_workers))
+            _check_square(path, (len(rows), *widths), num_workers)
+            matrix = sp.csr_array(np.array([row for _, row in rows]))
         else:
             matrix = _from_edges(path, rows, num_workers)
     if not np.isfinite(matrix.data).all():
@@ -57,46 +64,54 @@ def read_topology_file(path: str | Path, num_workers: int) -> tuple[sp.csr_array
     return _row_stochastic(path, matrix), True
 
 
-def _load_npy(path: Path) -> np.ndarray:
+def _load_npy(path: Path, num_workers: int) -> np.ndarray:
+    """The header is judged before anything is read by it: it may claim a matrix of terabytes."""
+    data = read_bytes(path, "topology file")
+    file = io.BytesIO(data)
     try:
-        with path.open("rb") as file:
-            matrix = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"cannot read topology file {path}: {_first_line(error)}.") from error
-    if matrix.dtype.kind not in "biuf":
-        raise UsageError(f"topology file {path}: entries must be real numbers, not {matrix.dtype}.")
-    return matrix.astype(np.float64)
+        header = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}[read_magic(file)]
+        shape, fortran_order, dtype = header(file)
+    except Exception as error:  # damaged headers are parsed as Python, and raise what Python raises
+        raise UsageError(f"cannot read topology file {path}: it has no header that .npy files have.") from error
+    if dtype.kind not in "biuf":
+        raise UsageError(f"topology file {path}: entries must be real numbers, not {dtype.name}.")
+    _check_square(path, shape, num_workers)
+    if len(data) - file.tell() < num_workers**2 * dtype.itemsize:
+        raise UsageError(f"topology file {path} is cut off: {num_workers} x {num_workers} numbers do not fit in it.")
+    entries = np.frombuffer(data, dtype, num_workers**2, file.tell()).astype(np.float64)
+    return entries.reshape(num_workers, num_workers, order="F" if fortran_order else "C")
 
 
 def _read_numbers(path: Path) -> list[tuple[int, list[float]]]:
     """(line number, numbers) of every line that has any."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read topology file {path}: {_first_line(error)}.") from error
     rows = []
-    for number, line in enumerate(lines, start=1):
-        words = line.partition("#")[0].replace(",", " ").replace(";", " ").split()
-        try:
-            row = [float(word) for word in words]
-        except ValueError as error:
-            raise UsageError(f"topology file {path}, line {number}: {_first_line(error)}.") from error
-        if row:
-            rows.append((number, row))
+    for number, line in read_lines(path, "topology file"):
+        words = SEPARATOR.split(line.strip())
+        if words != [""]:
+            rows.append((number, [_number(word, path, number) for word in words]))
     if not rows:
         raise UsageError(f"topology file {path} is empty; give an edge list ('i j' a line) or a square matrix.")
     return rows
 
 
-def _square(path: Path, matrix: np.ndarray, num_workers: int) -> np.ndarray:
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        shape = " x ".join(map(str, matrix.shape))
-        raise UsageError(f"topology file {path}: the matrix is {shape}; it must be square, one row a worker.")
-    if len(matrix) != num_workers:
+def _number(word: str, path: Path, line: int) -> float:
+    """As ``float`` reads it, but for underscores and the digits of other scripts, which are likelier an accident."""
+    try:
+        if word.isascii() and "_" not in word:
+            return float(word)
+    except ValueError:
+        pass
+    raise UsageError(f"topology file {path}, line {line}: {reprlib.repr(word)} is not a number.")
+
+
+def _check_square(path: Path, shape: tuple[int, ...], num_workers: int) -> None:
+    if len(shape) != 2 or shape[0] != shape[1]:
+        size = " x ".join(map(str, shape)) or "one number"
+        raise UsageError(f"topology file {path}: the matrix is {size}; it must be square, one row a worker.")
+    if shape[0] != num_workers:
         raise UsageError(
-            f"topology file {path} is for {len(matrix)} workers, but --num_workers is {num_workers}; make them equal."
+            f"topology file {path} is for {shape[0]} workers, but --num_workers is {num_workers}; make them equal."
         )
-    return matrix
 
 
 def _from_edges(path: Path, rows: list[tuple[int, list[float]]], num_workers: int) -> sp.csr_array:
@@ -111,7 +126,7 @@ def _from_edges(path: Path, rows: list[tuple[int, list[float]]], num_workers: in
         i, j = int(row[0]), int(row[1])
         if max(i, j) >= num_workers:
             raise UsageError(
-                f"{where}: no worker {max(i, j)}; --num_workers is {num_workers}, and workers count from 0."
+                f"{where}: no worker {max(i, j):.15g}; --num_workers is {num_workers}, and workers count from 0."
             )
         if unweighted:
             seen[i, j] = seen[j, i] = 1.0
@@ -126,7 +141,8 @@ def _from_edges(path: Path, rows: list[tuple[int, list[float]]], num_workers: in
 def _row_stochastic(path: Path, matrix: sp.csr_array) -> sp.csr_array:
     if (matrix.data < 0).any():
         raise UsageError(f"topology file {path}: mixing weights must not be negative.")
-    sums_N = matrix.sum(axis=1)
+    with np.errstate(over="ignore"):  # an infinite sum is refused like any other
+        sums_N = matrix.sum(axis=1)
     worst = int(np.abs(sums_N - 1).argmax())
     if abs(sums_N[worst] - 1) > ROW_SUM_TOLERANCE:
         raise UsageError(
@@ -134,11 +150,6 @@ def _row_stochastic(path: Path, matrix: sp.csr_array) -> sp.csr_array:
             f"(row = receiver, its own weight included); entries of 0 and 1 only would be read as a graph."
         )
     return sp.csr_array(sp.diags_array(1 / sums_N) @ matrix)
-
-
-def _first_line(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 def _few(values: set[int]) -> str:

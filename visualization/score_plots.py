@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from utils.records import PathLike, UsageError, read_labels, read_record, read_scores
+from utils.records import PathLike, UsageError, read_labels, read_record
+from utils.scores import read_scores
 from visualization.style import BLACK, ORANGE, RED, mark_rows, power_ticks, save, styled
 
 MOST_ROW_LABELS = 26
