@@ -165,7 +165,7 @@ def test_delete_does_not_depend_on_the_files_that_are_there(tmp_path):
 
 
 def _scores(run: Path) -> np.ndarray:
-    from utils.records import read_scores
+    from utils.scores import read_scores
 
     return read_scores(run / "influence" / "delete.zarr")["scores"]
 

@@ -10,11 +10,11 @@ import copy
 import dataclasses
 import math
 import os
+import reprlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +28,7 @@ from training.identity import Identity, identity_of
 from utils.args import Config
 from utils.dirichlet import partition
 from utils.errors import UsageError
+from utils.files import read_lines
 from utils.provenance import provenance
 from utils.random import derive_seed
 from utils.scheduler import learning_rate
@@ -332,15 +333,12 @@ def find_device(name: str) -> torch.device:
 
 def read_sample_ids(flag: str, path: str, count: int) -> Tensor:
     """Sample ids from a text file (separated by white space, # comments), each in [0, count)."""
-    try:
-        text = Path(path).read_text()
-        words = [w for line in text.splitlines() for w in line.partition("#")[0].split()]
-        ids = torch.tensor([int(w) for w in words], dtype=torch.int64)
-    except OSError as error:
-        raise UsageError(f"--{flag} {path}: {error.strerror}.") from error
-    except (ValueError, RuntimeError) as error:  # a number of more than 64 bits is a RuntimeError of torch
-        raise UsageError(f"--{flag} {path}: not a list of whole numbers ({error}).") from error
-    if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < count):
+    words = [word for _, line in read_lines(path, f"--{flag}") for word in line.split()]
+    odd = next((w for w in words if not (w.isascii() and w.isdigit() and len(w) < 19)), None)
+    if odd is not None:
+        raise UsageError(f"--{flag} {path}: {reprlib.repr(odd)} is no sample id (a whole number from 0).")
+    ids = torch.tensor([int(w) for w in words], dtype=torch.int64)
+    if len(ids) and int(ids.max()) >= count:
         raise UsageError(f"--{flag} {path}: sample ids go from 0 to {count - 1}.")
     return ids
 

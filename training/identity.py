@@ -16,9 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from data.dataset_loader import data_differences
-from utils.args import FILES, Config, file_digests
+from utils.args import Config
 from utils.digest import digest_json, digest_tensors
 from utils.errors import UsageError
+from utils.recorded import FILES, file_digests
 from utils.records import read_record
 
 Identity = dict[str, Any]

@@ -32,7 +32,7 @@ from training.trajectory import RecordedRun
 from utils.digest import digest_tensors
 from utils.errors import UsageError
 from utils.pruning_args import PruningConfig
-from utils.records import read_json, write_atomically, write_json
+from utils.records import read_json, read_record, write_atomically, write_json
 
 
 @dataclass
@@ -129,7 +129,7 @@ def open_stage1(config: PruningConfig) -> Stage1:
             raise UsageError(f"stage 1 in {run_dir} is half finished: add --resume to finish it first.")
         say(f"finishing stage 1 in {run_dir}")
         run_stage1(config, run_dir)
-    summary = read_json(run_dir / "summary.json")
+    summary = read_record(run_dir / "summary.json", "rounds", "test_accuracy", "test_loss", "stopped_early")
     if summary.get("isolated"):
         raise UsageError(
             f"workers {summary['isolated']} of {run_dir} were isolated on the way: such a run cannot be scored."

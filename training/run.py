@@ -12,17 +12,20 @@ import os
 import re
 import shutil
 import statistics
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from training.build import Execution, build
+from data.dataset_loader import data_differences
+from training.build import Execution, Job, build
 from training.identity import settings_of
 from training.trainer import train
-from utils.args import Config, differences, file_digests
+from utils.args import Config, differences
 from utils.digest import digest_json
 from utils.errors import UsageError
 from utils.lock import locked
+from utils.recorded import file_digests
 from utils.records import read_json, write_json
 from workers import distributed
 
@@ -80,7 +83,17 @@ def train_run(config: Config, run_dir: Path) -> dict[str, Any]:
     execution = claim_together(config, run_dir)
     if execution is not None and (run_dir / "summary.json").exists():
         return read_json(run_dir / "summary.json")
-    return train(build(config, execution), run_dir)
+    job = build(config, execution)
+    warn_of_other_data(job)
+    return train(job, run_dir)
+
+
+def warn_of_other_data(job: Job) -> None:
+    """Say so where ``--config`` replays a run whose data were others."""
+    then = read_json(job.config.config).get("identity") if job.config.config else None
+    what = data_differences(then["data"], job.identity["data"]) if then else None
+    if what:
+        warnings.warn(f"--config {job.config.config}: this is no replay, the data differ ({what})", stacklevel=2)
 
 
 def check_packages(config: Config) -> None:

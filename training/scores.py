@@ -32,25 +32,25 @@ def options_of(config: PruningConfig) -> Options:
     return Options(**{k: v for k, v in vars(config).items() if k in names})
 
 
-def settings_of(method: str, config: PruningConfig, rounds: int, fingerprint: str) -> dict[str, Any]:
-    """All that a method's scores depend on: the run (its numeric settings, rounds and final state's
-    checksum) and the options that the method reads."""
-    options = options_of(config)
+def settings_of(method: str, run: RecordedRun, options: Options, final_state: str) -> dict[str, Any]:
+    """All that a method's scores depend on: the run, its rounds and the digest of its final state, and the options
+    that the method reads."""
     return {
         "method": method,
         "options": {name: getattr(options, name) for name in READS[method]},
-        "run": {k: v for k, v in config.numeric().items()},
-        "rounds": rounds,
-        "final_state": fingerprint,
+        "run": run.job.identity["digest"],
+        "rounds": run.rounds,
+        "final_state": final_state,
     }
 
 
 def scores_for(
-    method: str, run: RecordedRun, config: PruningConfig, folder: Path, fingerprint: str
+    method: str, run: RecordedRun, config: PruningConfig, folder: Path, final_state: str
 ) -> tuple[Tensor, Path]:
     """Scores [n] of a method and where they are kept: read if they were made under these settings,
     else computed (with a progress bar) and written."""
-    settings = json.loads(json.dumps(settings_of(method, config, run.rounds, fingerprint)))
+    options = options_of(config)
+    settings = json.loads(json.dumps(settings_of(method, run, options, final_state)))
     worker_n = run.worker_of_n.cpu()
     paths = (folder / f"{method}.zarr", folder / f"{method}-{digest_json(settings)[:12]}.zarr")
     for path in filter(Path.exists, paths):
@@ -59,7 +59,6 @@ def scores_for(
             scores_n = torch.zeros(len(worker_n), dtype=torch.float64)
             scores_n[torch.from_numpy(kept["sample_id"])] = torch.from_numpy(kept["scores"])
             return scores_n, path
-    options = options_of(config)
     with tqdm(total=ticks(method, run, options), desc=f"scoring: {method}", disable=config.quiet) as bar:
         scores_n = score(method, run, options, bar.update)
     ids = (worker_n >= 0).nonzero()[:, 0]

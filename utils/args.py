@@ -9,26 +9,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import math
-import reprlib
 import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.errors import UsageError, unknown_name
-from utils.files import check_text, parse_json, read_bytes
+from utils.files import check_text
+from utils.recorded import LARGEST, read_recorded, recorded_fields, recorded_files
 
 C = TypeVar("C", bound="Config")
 Check = tuple[Callable[[Any], bool], str]
-
-# A replay is a new run, elsewhere; and a file from elsewhere must not make this machine connect to another.
-NOT_REPLAYED = ("resume", "overwrite", "run_name", "config", "cluster")
-
-LARGEST = 10**15  # every number; integers are exact in float64 and far from the end of int64
 
 POSITIVE: Check = (lambda v: v > 0, "must be greater than 0")
 NOT_NEGATIVE: Check = (lambda v: v >= 0, "must be 0 or greater")
@@ -44,7 +37,6 @@ SCHEDULES = ("constant", "multistep", "exponential", "cosine")
 PARTITIONS = ("dirichlet", "preference", "shards", "iid")
 PROTOCOL_NAMES = ("gossip", "local", "fedavg", "fedasync", "chained")
 CHAIN_ORDERS = ("fixed", "random", "shortest")
-FILES = ("drop_samples", "keep_samples", "topology_file")  # flags that name files: they count by content
 
 
 def flag(
@@ -273,16 +265,6 @@ class Config:
         return {f.name: values[f.name] for f in dataclasses.fields(self) if f.metadata["numeric"]}
 
 
-def file_digests(config: Config) -> dict[str, str]:
-    """SHA-256 of the files that the configuration names and whose contents change the numbers, by flag."""
-    paths = {name: getattr(config, name) for name in FILES if name != "topology_file" or config.mode == "file"}
-    return {
-        name: hashlib.sha256(read_bytes(path, f"--{name}")).hexdigest()
-        for name, path in paths.items()
-        if path and Path(path).is_file()
-    }
-
-
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """The names on which two ``numeric()`` dictionaries differ; a name that one lacks counts only
     if the other is not at its default."""
@@ -301,30 +283,11 @@ def parse(config_class: type[C], argv: Sequence[str] | None, description: str) -
     for f in fields:
         _add(groups[f.metadata["group"]], f, hints[f.name])
     given = vars(parser.parse_args(argv))
-    path = given.get("config")
-    recorded = _recorded(path, config_class)
-    config = config_class(**{**recorded, **given})
-    return dataclasses.replace(config, **_recorded_files(path, config, given)) if path else config
-
-
-def _recorded_files(path: str, config: Config, given: dict[str, Any]) -> dict[str, str]:
-    """Where the files that a record names are now: where they were, or beside the record. Raises
-    :class:`UsageError` where one has other contents than it had."""
-    moved = {}
-    for name in FILES:
-        file = getattr(config, name)
-        beside = Path(path).parent / Path(file or "").name
-        if file and name not in given and not Path(file).is_file() and beside.is_file():
-            moved[name] = str(beside)
-    then = json.loads(Path(path).read_text()).get("files", {})
-    now = file_digests(dataclasses.replace(config, **moved))
-    changed = [f"--{k}" for k, digest in now.items() if k not in given and then.get(k, digest) != digest]
-    if changed:
-        raise UsageError(
-            f"--config {path}: the file of {', '.join(changed)} is not what it was when the run was recorded: "
-            "put the old contents back, or give the flag to replay with another."
-        )
-    return moved
+    if "config" not in given:
+        return config_class(**given)
+    record = read_recorded(given["config"])
+    config = config_class(**{**recorded_fields(given["config"], record, hints), **given})
+    return dataclasses.replace(config, **recorded_files(given["config"], record, config, given))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -379,44 +342,3 @@ class _Boolean(argparse.Action):
         else:
             parser.error(f"{option_string}: '{values}' is neither True nor False")
         setattr(namespace, self.dest, value != negated)
-
-
-def _recorded(path: str | None, config_class: type[Config]) -> dict[str, Any]:
-    """The fields of a recorded config.json (or of a file that holds just the fields). The execution that
-    the record names is replayed too."""
-    if path is None:
-        return {}
-    data = read_bytes(path, "--config", limit=10**7)
-    try:
-        content = parse_json(data)
-        values = dict(content.get("config", content))
-        execution = dict(content.get("execution", {})) if "config" in content else {}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UsageError(f"--config {path} is not a recorded config.json: {error}.") from error
-    if execution.get("engine") == "graph" and values.get("engine") == "auto":
-        del execution["engine"]  # chosen for a GPU, which may not be here
-    values |= {name: execution[name] for name in ("engine", "threads", "channels_last") if name in execution}
-    hints = typing.get_type_hints(config_class)
-    unknown = sorted(set(values) - set(hints))
-    if unknown and "execution" not in content:  # a record of main_pruned.py holds more than main.py reads
-        raise UsageError(f"--config {path}: {unknown_name('field', unknown[0], hints)}")
-    return {
-        name: _typed(path, name, value, hints[name])
-        for name, value in values.items()
-        if name in hints and name not in NOT_REPLAYED
-    }
-
-
-def _typed(path: str, name: str, value: Any, hint: Any) -> Any:
-    """A value from JSON as the type of its field; :class:`UsageError` where it is another."""
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for kind in kinds:
-        if typing.get_origin(kind) is tuple:
-            inner = typing.get_args(kind)[0]
-            if isinstance(value, list):
-                return tuple(_typed(path, name, v, inner) for v in value)
-        elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value) if abs(value) < LARGEST else value
-        elif type(value) is kind:
-            return value
-    raise UsageError(f"--config {path}: {name} is {reprlib.repr(value)}, which is not what --{name} takes.")
