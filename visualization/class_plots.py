@@ -96,7 +96,7 @@ def draw_confusion(counts_CC: np.ndarray, class_names: Sequence[str]) -> Figure:
     sizes_C = counts_CC.sum(1)
     share_CC = counts_CC / np.where(sizes_C > 0, sizes_C, np.nan)[:, None]
     numbered = classes <= MOST_NUMBERED_CLASSES
-    side = float(np.clip(1.5 + 0.42 * classes, 2.6, 6.2))
+    side = float(np.clip(1.5 + 0.42 * classes, 3, 6.2))
     widths = (side, 1.4) if numbered else (side, 1.4, 2.4)
     figure = Figure(figsize=(2.2 + sum(widths), side + 1.1))
     heat, bars, *rest = figure.subplots(1, len(widths), width_ratios=widths)
@@ -112,7 +112,7 @@ def draw_confusion(counts_CC: np.ndarray, class_names: Sequence[str]) -> Figure:
     for axis in heat.xaxis, heat.yaxis:
         _class_ticks(axis, class_names)
     right = int(counts_CC.diagonal().sum())
-    said = f"{right / samples:.1%} of {samples:,} test samples are right" if samples else "no test samples"
+    said = f"{right / samples:.1%} of {samples:,} test samples right" if samples else "no test samples"
     heat.set(xlabel="predicted class", ylabel="true class", title=f"Confusion of the consensus model\n{said}")
     if numbered:
         for (row, column), count in np.ndenumerate(counts_CC):
@@ -121,7 +121,7 @@ def draw_confusion(counts_CC: np.ndarray, class_names: Sequence[str]) -> Figure:
                 heat.text(column + 0.5, row + 0.5, f"{count}", ha="center", va="center", color=ink, size=9)
     else:
         _worst_confusions(rest[0], counts_CC, class_names)
-    _class_accuracy(bars, share_CC.diagonal(), right / max(samples, 1))
+    _class_accuracy(bars, share_CC.diagonal(), right / samples if samples else np.nan)
     return figure
 
 
@@ -132,9 +132,9 @@ def _class_accuracy(axes: Axes, accuracy_C: np.ndarray, overall: float) -> None:
     axes.axvline(overall, color=BLACK, linewidth=1, linestyle=(0, (4, 2)))
     if classes <= MOST_NAMED_CLASSES:
         for row, accuracy in enumerate(accuracy_C):
-            text = f"{accuracy:.0%}" if np.isfinite(accuracy) else "none"
+            text = f"{accuracy:.0%}" if np.isfinite(accuracy) else "n/a"
             axes.text(1.05, row + 0.5, text, va="center", size=9)
-    axes.set(xlim=(0, 1), ylim=(classes, 0), yticks=[], xlabel="share right", title="Accuracy\nby class")
+    axes.set(xlim=(0, 1), ylim=(classes, 0), yticks=[], xlabel="accuracy", title="By class\n(dashed: all)")
     axes.grid(False, axis="y")
     axes.set_xticks([0, 1])
     axes.xaxis.set_major_formatter(PercentFormatter(1))

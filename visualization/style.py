@@ -109,6 +109,8 @@ def plain(text: object, longest: int = LONGEST_NAME) -> str:
     if len(visible) > longest:  # names often differ in their last letters
         end = longest // 4
         visible = f"{visible[: longest - 1 - end]}…{visible[-end:]}"
+    if any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in visible):
+        visible = f"\N{FIRST STRONG ISOLATE}{visible}\N{POP DIRECTIONAL ISOLATE}"  # else it turns what stands around it
     hidden = visible.startswith("_")  # a legend leaves such labels out
     return " " * hidden + visible.replace("$", r"\$")
 
