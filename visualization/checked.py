@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UsageError
-from utils.records import PathLike, read_json, read_labels, read_metrics, read_partition
+from utils.records import PathLike, Run, read_json, read_labels, read_partition
 
 LARGEST = 1e300  # figures beyond it are as good as infinite: the margins of a plot would overflow
 
@@ -132,7 +132,7 @@ def load_lines(run_dir: PathLike) -> list[dict[str, Any]]:
     lists by worker, NaN."""
     path, workers = Path(run_dir, "metrics.jsonl"), None
     lines = []
-    for k, values in enumerate(read_metrics(run_dir), start=1):
+    for k, values in enumerate(Run(run_dir).metrics, start=1):
         record = Record(path, values, f"line {k}")
         line: dict[str, Any] = {"round": record.number("round")}
         for key in filter(record.has, CURVES):

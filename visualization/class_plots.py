@@ -15,7 +15,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from visualization.style import BLACK, BLUE, index_ticks, note, plain, styled
+from visualization.style import BLACK, BLUE, index_ticks, plain, styled
 
 MOST_LISTED_WORKERS = 64  # rows of the class mix that keep their order and numbers
 MOST_NUMBERED_CLASSES = 12  # up to here the cells of a heat map hold numbers
