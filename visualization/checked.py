@@ -250,7 +250,7 @@ def load_audit(folder: PathLike) -> dict[str, Any]:
         methods[name] = {
             "predicted": method.numbers("predicted", len(actual_M)),
             "lds": method.number("lds", known=False),
-            "interval": method.numbers("interval", 2) if method.has("interval") else None,
+            "interval": method.numbers("interval", 2).tolist() if method.has("interval") else None,
         }
     target, fraction = record.text("target"), record.number("fraction")
     return {"target": target, "fraction": fraction, "actual": actual_M, "methods": methods}

@@ -30,7 +30,6 @@ from visualization.several_runs import (
     draw_seeds,
     plot_compare,
     plot_seeds,
-    run_names,
     seeds_path,
 )
 from visualization.style import (
@@ -47,6 +46,7 @@ from visualization.style import (
     node_diameter,
     note,
     place_workers,
+    plain,
     save,
     series,
     styled,
@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.out and (args.out.suffix.lower() != ".png" or args.out.is_dir()):
-            raise UsageError(f"--out {args.out} is no PNG file: give a name such as {args.out.with_suffix('.png')}")
+            raise UsageError(f"--out {args.out} is no PNG file: give a name such as sheet.png")
         paths = draw(args.runs, args.seeds, args.out)
     except (UsageError, OSError) as error:  # OSError: a path that cannot be used
         print("error:", " ".join(str(error).split()), file=sys.stderr)
@@ -261,20 +261,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def draw(folders: Sequence[PathLike], seeds: bool, out: Path | None) -> list[Path]:
     """The pictures of what a user names on the command line; returns the files."""
-    if seeds or len(folders) > 1:
-        stages = stages_of_seeds(folders) if seeds else [first_stage(folder) for folder in folders]
-        run_names(stages)  # no run twice
-        plot, default = (plot_seeds, seeds_path) if seeds else (plot_compare, compare_path)
-        return [plot(stages, out or default(stages))]
+    if seeds:
+        stages = stages_of_seeds(folders)
+        return [plot_seeds(stages, out or seeds_path(stages))]
+    if len(folders) > 1:
+        stages = [first_stage(folder) for folder in folders]
+        return [plot_compare(stages, out or compare_path(stages))]
     (folder,) = folders
-    stages, seed_folders = stages_of(folder), seeds_of(folder)
-    if not stages and not seed_folders:
+    stages, of_seeds = stages_of(folder), seeds_of(folder)
+    if not stages and not of_seeds:
         raise no_run(folder)
-    if out and not seed_folders:
+    if out and not of_seeds:
         raise UsageError("--out is for a sheet of several runs; the plots of one run go to its plots folder")
-    stages += [stage for seed in seed_folders for stage in stages_of(seed)]
+    stages += [stage for seed in of_seeds for stage in stages_of(seed)]
     pictures = [picture for stage in stages for picture in plot_run(stage)]
-    return pictures + (draw([folder], True, out) if seed_folders else [])
+    return pictures + (draw([folder], True, out or Path(folder, "seeds.png")) if of_seeds else [])
 
 
 if __name__ == "__main__":

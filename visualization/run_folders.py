@@ -31,14 +31,11 @@ def seeds_of(folder: PathLike) -> list[Path]:
 
 def first_stage(folder: PathLike) -> Path:
     """The one stage that a run stands for on a sheet of several: the directory itself, or its stage1."""
-    stages = stages_of(folder)
-    if seeds := [] if stages else seeds_of(folder):
-        raise UsageError(
-            f"{folder} holds {len(seeds)} seeds: name one, such as {seeds[0]}, or give the folder alone to draw them all"
-        )
-    if not stages:
-        raise no_run(folder)
-    return stages[0]
+    if stages := stages_of(folder):
+        return stages[0]
+    if seeds := seeds_of(folder):
+        raise UsageError(f"{folder} holds {len(seeds)} seeds; name one of them, such as {seeds[0]}")
+    raise no_run(folder)
 
 
 def stages_of_seeds(folders: Sequence[PathLike]) -> list[Path]:
@@ -48,18 +45,19 @@ def stages_of_seeds(folders: Sequence[PathLike]) -> list[Path]:
 
 def no_run(folder: PathLike) -> UsageError:
     """The error for a path at which there is no run, with what may have been meant."""
-    path = Path(folder)
+    path, such = Path(folder), "name the folder of a run, such as results/NAME"
     if path.is_file():
-        return UsageError(f"{folder} is a file; name the folder of a run, such as results/NAME")
+        return UsageError(f"{folder} is a file; {such}")
     if not path.exists():
         beside = [p.name for p in path.absolute().parent.glob("*") if p.is_dir()]
-        near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)
-        return UsageError(f"there is no {folder}; " + (f"did you mean {path.with_name(near[0])}?" if near else "check the path"))
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        hint = f"did you mean {path.with_name(near[0])}?" if near else such
+        return UsageError(f"there is no {folder}; {hint}")
     runs = sorted(p for p in path.glob("*") if stages_of(p) or seeds_of(p))
     if not runs:
-        return UsageError(f"{folder} is no run (no stage1/metrics.jsonl in it); name the folder of a run, such as results/NAME")
+        return UsageError(f"{folder} is no run: there is no stage1/metrics.jsonl in it; {such}")
     named = ", ".join(map(str, runs[:MOST_LISTED_RUNS])) + ", …" * (len(runs) > MOST_LISTED_RUNS)
-    return UsageError(f"{folder} is no run, but holds {len(runs)}; name one of them: {named}")
+    return UsageError(f"{folder} is no run; name one of the runs in it: {named}")
 
 
 def _is_stage(folder: PathLike) -> bool:

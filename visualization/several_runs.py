@@ -83,6 +83,7 @@ def draw_compare(runs: dict[str, Lines]) -> Figure:
 
 def plot_seeds(run_dirs: Sequence[PathLike], out: PathLike) -> Path:
     """Draw the runs of several seeds as mean and standard deviation and write the picture to ``out``."""
+    _resolve(run_dirs)
     return save(draw_seeds([load_lines(path) for path in run_dirs]), out)
 
 
@@ -121,15 +122,21 @@ def draw_seeds(runs: Sequence[Lines]) -> Figure:
 
 def run_names(run_dirs: Sequence[PathLike]) -> list[str]:
     """A short name for each run: the parts of its path in which the runs differ."""
-    parts = [Path(path).resolve().parts for path in run_dirs]
-    if len(set(parts)) < len(parts):
-        raise UsageError("a run is named twice; name each run directory once")
+    parts = [path.parts for path in _resolve(run_dirs)]
     if len(parts) == 1:
         return ["/".join(parts[0][-2:])]
     start = len(os.path.commonprefix(parts))
     end = len(os.path.commonprefix([p[start:][::-1] for p in parts]))
     names = ["/".join(p[start : len(p) - end]) or p[-1] for p in parts]
     return names if len(set(names)) == len(names) else [str(path) for path in run_dirs]
+
+
+def _resolve(run_dirs: Sequence[PathLike]) -> list[Path]:
+    """The directories without links. Raises UsageError where two are the same."""
+    paths = [Path(path).resolve() for path in run_dirs]
+    if len(set(paths)) < len(paths):
+        raise UsageError("a run is named twice; name each run once")
+    return paths
 
 
 def compare_path(run_dirs: Sequence[PathLike]) -> Path:
@@ -139,7 +146,7 @@ def compare_path(run_dirs: Sequence[PathLike]) -> Path:
     paths = [os.path.relpath(path, folder) for path in run_dirs]
     names = [path.removesuffix(f"{os.sep}stage1") for path in paths]
     text = "_vs_".join(names)
-    name = re.sub(r"[^A-Za-z0-9.=+-]+", "_", text)[:LONGEST_FILE_NAME]
+    name = re.sub(r"[^\w.=+-]", "_", text, flags=re.ASCII)[:LONGEST_FILE_NAME]
     if name != text or "_vs_" in "".join(names):  # others could end up with the same
         name += "_" + hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
     return folder / f"compare_{name}.png"
@@ -157,5 +164,5 @@ def shared_folder(run_dirs: Sequence[PathLike]) -> Path:
     """
     folder = Path(os.path.commonpath([Path(path).absolute().parent for path in run_dirs]))
     if folder == folder.parent or not os.access(folder, os.W_OK):
-        raise UsageError(f"no picture can be put in {folder}, the folder that the runs share; say where with --out FILE")
+        raise UsageError(f"no sheet can be put in {folder}, the folder that the runs share; say where with --out FILE")
     return folder
