@@ -67,7 +67,7 @@ class Record:
         """A list of numbers (float64), of this length if one is given; null is NaN unless all must be ``known``."""
         numbers_k = _numbers(self._value(key))
         fits = numbers_k is not None and not (numbers_k < least).any() and not (known and np.isnan(numbers_k).any())
-        self._expect(fits, key, "no list of numbers" + f" from {least} on" * np.isfinite(least))
+        self._expect(fits, key, "no list of numbers" + f" from {least} on" * (least > -np.inf))
         self._expect(length in (None, len(numbers_k)), key, f"not of length {length}")
         return numbers_k
 
