@@ -21,6 +21,9 @@ from matplotlib.text import Text
 from utils.records import MetricsLog, Run, UsageError, write_json, write_labels, write_partition
 from utils.topology import build_topology
 from visualization import plot_utils as plots
+from visualization.checked import load_lines, load_summary
+from visualization.class_plots import count_classes
+from visualization.several_runs import run_names
 from visualization.style import graph_edges, node_diameter, place_workers, style
 
 CLASSES = 10
@@ -77,8 +80,8 @@ def figures_of(path: Path) -> dict[str, Figure]:
     return {
         "training": plots.draw_training(run.metrics),
         "consensus_distance": plots.draw_consensus_distance(run.metrics),
-        "class_mix": plots.draw_class_mix(plots.count_classes(run.partition, labels_n), names),
-        "topology": plots.draw_topology(run.topology, *plots.worker_accuracy(run)),
+        "class_mix": plots.draw_class_mix(count_classes(run.partition, labels_n, CLASSES), names),
+        "topology": plots.draw_topology(run.topology, *plots.worker_accuracy(run.metrics, load_summary(path))),
     }
 
 
@@ -191,15 +194,13 @@ def test_consensus_distance_is_logarithmic_unless_the_workers_agree():
 def test_class_mix_counts_and_draws_every_shard():
     labels_n = np.array([0, 2, 2, 1, 0, 2])
     shards = [np.array([0, 4, 1]), np.array([], dtype=int), np.array([5, 2, 3])]
-    counts_NC = plots.count_classes(shards, labels_n)
+    counts_NC = count_classes(shards, labels_n, 3)
     assert counts_NC.tolist() == [[2, 0, 1], [0, 0, 0], [0, 1, 2]]
     heat, bars, _ = plots.draw_class_mix(counts_NC, ["ant", "bee", "cat"]).axes
     drawn = heat.collections[0].get_array().reshape(3, 3)
     np.testing.assert_allclose(drawn, 100 * np.array([[2, 0, 1], [0, 0, 0], [0, 1, 2]]) / 3)
     assert [bar.get_width() for bar in bars.patches] == [3, 0, 3]
     assert [tick.get_text() for tick in heat.get_xticklabels()] == ["ant", "bee", "cat"]
-    with pytest.raises(UsageError, match="names sample 6"):
-        plots.count_classes([np.array([6])], labels_n)
 
 
 def test_class_mix_of_many_classes_and_long_names_stays_legible():
@@ -274,10 +275,11 @@ def test_worker_accuracy_prefers_the_test_and_falls_back_to_the_last_evaluation(
     log = MetricsLog(tmp_path / "metrics.jsonl")
     for round, values in enumerate([[0.1, 0.2], [0.3, 0.4], None]):
         log.append({"round": round, "worker_val_accuracy": values})
-    accuracy_N, what = plots.worker_accuracy(Run(tmp_path))
+    lines = load_lines(tmp_path)
+    accuracy_N, what = plots.worker_accuracy(lines, {})
     assert accuracy_N.tolist() == [0.3, 0.4] and what == "validation accuracy"
     write_json(tmp_path / "summary.json", {"worker_test_accuracy": [0.5, float("nan")]})
-    accuracy_N, what = plots.worker_accuracy(Run(tmp_path))
+    accuracy_N, what = plots.worker_accuracy(lines, load_summary(tmp_path))
     assert accuracy_N[0] == 0.5 and np.isnan(accuracy_N[1]) and what == "test accuracy"
 
 
@@ -320,14 +322,14 @@ def test_seeds_show_mean_and_sample_deviation_over_common_rounds():
 
 
 def test_names_are_the_parts_of_the_paths_that_differ(tmp_path):
-    assert plots.run_names([tmp_path / "a/stage1", tmp_path / "b/stage1"]) == ["a", "b"]
-    assert plots.run_names([tmp_path / "a/stage1", tmp_path / "a/stage2_if_0.8"]) == [
+    assert run_names([tmp_path / "a/stage1", tmp_path / "b/stage1"]) == ["a", "b"]
+    assert run_names([tmp_path / "a/stage1", tmp_path / "a/stage2_if_0.8"]) == [
         "stage1",
         "stage2_if_0.8",
     ]
-    assert len(set(plots.run_names([tmp_path / "x", tmp_path / "x/x", tmp_path / "x/x/x"]))) == 3
+    assert len(set(run_names([tmp_path / "x", tmp_path / "x/x", tmp_path / "x/x/x"]))) == 3
     with pytest.raises(UsageError, match="twice"):
-        plots.run_names([tmp_path, tmp_path / "."])
+        run_names([tmp_path, tmp_path / "."])
 
 
 def test_command_line(runs, tmp_path, capsys):

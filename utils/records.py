@@ -172,6 +172,26 @@ def read_labels(run_dir: PathLike) -> tuple[np.ndarray, list[str]]:
     return _list_of(np.int64, path, arrays, "labels"), names.tolist()
 
 
+def write_confusion(run_dir: PathLike, counts_CC: np.ndarray, class_names: Sequence[str]) -> None:
+    """Write how often each true class (row) was taken for each class (column), and their names, as confusion.npz."""
+    counts_CC, names = np.asarray(counts_CC, dtype=np.int64), np.array(list(class_names), dtype=str)
+    _write_npz(Path(run_dir, "confusion.npz"), {"counts": counts_CC, "class_names": names})
+
+
+def read_confusion(run_dir: PathLike) -> tuple[np.ndarray, list[str]]:
+    """The confusion matrix on the test set (int64 [C, C], row = true class) and the names of the classes."""
+    path = Path(run_dir, "confusion.npz")
+    arrays = _read_npz(path)
+    if not {"counts", "class_names"} <= arrays.keys():
+        raise _damaged(path, "it must hold 'counts' and 'class_names'")
+    counts_CC, names = arrays["counts"], arrays["class_names"]
+    if names.ndim != 1 or counts_CC.shape != (len(names), len(names)):
+        raise _damaged(path, "'counts' must have a row and a column for each of 'class_names'")
+    if counts_CC.dtype != np.int64 or (counts_CC < 0).any():
+        raise _damaged(path, "'counts' must be whole numbers, none below 0")
+    return counts_CC, [str(name) for name in names]
+
+
 def read_record(path: PathLike, *keys: str) -> dict[str, Any]:
     """A JSON object that has these keys. Raises UsageError where it is missing, damaged or has not."""
     record = read_json(path)

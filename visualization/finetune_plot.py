@@ -28,10 +28,9 @@ def draw_finetune(record: dict[str, Any]) -> Figure:
     axes.set_xlabel("worker, by accuracy before")
     axes.set_ylabel("test accuracy, own class mix")
     what = "the head" if record["head_only"] else "the model"
-    axes.set_title(
-        f"Fine-tuning {what}, {record['epochs']} local epochs\n"
-        f"mean {record['mean_before']:.1%} before, {record['mean_after']:.1%} after"
-    )
+    known_N = np.isfinite(before_N) & np.isfinite(after_N)
+    means = f"mean {before_N[known_N].mean():.1%} before, {after_N[known_N].mean():.1%} after" if known_N.any() else ""
+    axes.set_title(f"Fine-tuning {what}, {record['epochs']} local epochs\n{means}")
     axes.legend(loc="best")
     if len(order) > 32:
         note(axes, f"{len(order)} workers")

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from utils.records import PathLike, Run, read_record
+from utils.records import PathLike
+from visualization.checked import damaged, load_audit, load_lines, load_summary, load_sweep
 from visualization.node_view import plot_node_view
 from visualization.score_plots import plot_scores
 from visualization.style import (
@@ -25,6 +26,7 @@ from visualization.style import (
     BLUE,
     GREEN,
     GREY,
+    LONGEST_LABEL,
     ORANGE,
     PINK,
     RED,
@@ -33,6 +35,7 @@ from visualization.style import (
     line,
     loss_scale,
     note,
+    plain,
     power_ticks,
     save,
     series,
@@ -68,7 +71,10 @@ def plot_comparison(run_dir_stage1: PathLike, run_dir_stage2: PathLike, out: Pat
         ("stage 1, all samples", run_dir_stage1),
         (_stage2_name(run_dir_stage2), run_dir_stage2),
     ):
-        stages[name] = Run(path).metrics, read_record(Path(path, "summary.json"), "test_accuracy")
+        lines, summary = load_lines(path), load_summary(path)
+        if summary["test_accuracy"] is None:
+            raise damaged(Path(path, "summary.json"), "it has no 'test_accuracy'")
+        stages[name] = lines, summary
     return save(draw_comparison(stages), out)
 
 
@@ -88,8 +94,8 @@ def draw_comparison(stages: dict[str, tuple[Lines, dict[str, Any]]]) -> Figure:
     figure = Figure(figsize=(10.5, 4.2))
     loss, accuracy, final = figure.subplots(1, 3, width_ratios=(3, 3, 2.2))
     tests = []
-    for x, (name, (lines, summary)) in enumerate(stages.items()):
-        color = (BLUE, RED)[x]
+    for x, (stage, (lines, summary)) in enumerate(stages.items()):
+        name, color = plain(stage, LONGEST_LABEL), (BLUE, RED)[x]
         for axes, what in (loss, "loss"), (accuracy, "accuracy"):
             worker_T, low_T, high_T = _range_of_workers(lines, f"worker_val_{what}")
             label = f"{name}: range of the workers"
@@ -99,7 +105,8 @@ def draw_comparison(stages: dict[str, tuple[Lines, dict[str, Any]]]) -> Figure:
             consensus = series(lines, "round", f"consensus_val_{what}")
             look = {"color": color, "linewidth": 2.6, "linestyle": ("-", (0, (4, 1.5)))[x]}
             line(axes, *consensus, label=f"{name}: consensus model", **look)
-        worker_N = np.array(summary.get("worker_test_accuracy") or [], dtype=float)
+        worker_N = summary.get("worker_test_accuracy")
+        worker_N = np.empty(0) if worker_N is None else np.asarray(worker_N, dtype=float)
         tests.append(float(summary["test_accuracy"]))
         spread_N = x + np.linspace(-0.18, 0.18, len(worker_N)) if len(worker_N) > 1 else [x] * len(worker_N)
         final.scatter(spread_N, worker_N, s=14, color=color, alpha=0.45, linewidths=0)
@@ -138,8 +145,7 @@ def _range_of_workers(lines: Lines, key: str) -> tuple[np.ndarray, np.ndarray, n
 
 def plot_audit(run_dir: PathLike, out: PathLike) -> Path:
     """Draw ``audit.json`` of a run, predicted against actual change, and write the picture to ``out``."""
-    audit = read_record(Path(run_dir, "audit.json"), "methods", "actual", "fraction", "target")
-    return save(draw_audit(audit), out)
+    return save(draw_audit(load_audit(run_dir)), out)
 
 
 @styled
@@ -164,11 +170,10 @@ def draw_audit(audit: dict[str, Any]) -> Figure:
         low, high = max(axes.get_xlim()[0], axes.get_ylim()[0]), min(axes.get_xlim()[1], axes.get_ylim()[1])
         if low < high:
             axes.plot([low, high], [low, high], color=BLACK, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1)
-        interval = method.get("interval") or [None, None]
-        known = method.get("lds") is not None
-        lds = f"LDS {method['lds']:.2f}" if known else "LDS undefined"
-        lds += f" [{interval[0]:.2f}, {interval[1]:.2f}]" if None not in interval else ""
-        axes.set_title(f"{name}: {lds}".replace("-", "−"))
+        lds, low, high = np.array([method.get("lds"), *(method.get("interval") or (None, None))], dtype=float)
+        text = f"LDS {lds:.2f}" if np.isfinite(lds) else "LDS undefined"
+        text += f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) and np.isfinite(high) else ""
+        axes.set_title(f"{plain(name)}: {text.replace('-', '−')}")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         power_ticks(axes.xaxis, "predicted change", "" if name == "random" else "nats")
     for axes in panels[len(methods) :]:
@@ -177,7 +182,7 @@ def draw_audit(audit: dict[str, Any]) -> Figure:
         power_ticks(axes.yaxis, "actual change", "nats")
     figure.suptitle(
         f"{len(actual_M)} retrainings, {100 * audit['fraction']:.3g}% of the samples masked in each: change of\n"
-        f"the validation loss ({audit['target']}); dashed: predicted = actual",
+        f"the validation loss ({plain(audit['target'])}); dashed: predicted = actual",
         x=0.01, ha="left", fontsize=11,
     )  # fmt: skip
     return figure
@@ -250,8 +255,7 @@ def draw_contact_sheet(
             if flipped is not None and sample_ids[i] in flipped:
                 look = {"fill": False, "color": RED, "linewidth": 5, "clip_on": False}
                 axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, **look))
-            name = str(class_names[labels[i]])
-            name = name if len(name) <= 13 else f"{name[:12]}…"
+            name = plain(class_names[labels[i]])
             score = f"{scores[i] / 10.0**power:+.2f}".replace("-", "−")
             axes.set_title(f"{name}\n#{sample_ids[i]}  {score}", fontsize=9, loc="center", pad=4)
     return figure
@@ -262,7 +266,7 @@ def draw_contact_sheet(
 
 def plot_sweep(run_dir: PathLike, out: PathLike) -> Path:
     """Draw ``sweep.json`` of a run, accuracy against the share kept, and write the picture to ``out``."""
-    return save(draw_sweep(read_record(Path(run_dir, "sweep.json"), "ratios", "methods", "stage1")), out)
+    return save(draw_sweep(load_sweep(run_dir)), out)
 
 
 @styled
@@ -272,24 +276,27 @@ def draw_sweep(sweep: dict[str, Any]) -> Figure:
     order_R = np.argsort(ratio_R)
     figure = Figure(figsize=(6.8, 4.3))
     axes = figure.subplots()
+    notes = [f"mean over {sweep['seeds']} seeds"] if (sweep.get("seeds") or 1) > 1 else []
+    if any(method.get("test_accuracy_std") is not None for method in sweep["methods"].values()):
+        notes.append("bars: ± standard deviation")
     for k, (name, method) in enumerate(sweep["methods"].items()):
         look = {"linestyle": "-", **METHODS.get(name, OTHER)}
-        mean_R = np.array(method["test_accuracy"], dtype=float)[order_R]
-        deviation = method.get("test_accuracy_std")
+        mean_R, deviation_R = np.array(method["test_accuracy"], dtype=float), method.get("test_accuracy_std")
+        if deviation_R is not None:
+            deviation_R = np.array(deviation_R, dtype=float)[order_R]
         shift = 0.004 * (k - (len(sweep["methods"]) - 1) / 2)  # bars of several methods side by side
         axes.errorbar(
-            ratio_R[order_R] + shift * bool(deviation), mean_R,
-            None if deviation is None else np.array(deviation, dtype=float)[order_R],
-            label=name, linewidth=2, markersize=6, capsize=2, elinewidth=1,
-            zorder=2 - (name == "random"), **look,
+            ratio_R[order_R] + shift * (deviation_R is not None), mean_R[order_R], deviation_R, label=plain(name),
+            linewidth=2, markersize=6, capsize=2, elinewidth=1, zorder=2 - (name == "random"), **look,
         )  # fmt: skip
-    full = float(sweep["stage1"]["test_accuracy"])
-    axes.axhline(full, color=BLACK, linewidth=1.2, linestyle=":", label=f"no pruning ({full:.1%})")
-    bars = any(m.get("test_accuracy_std") for m in sweep["methods"].values())
-    axes.set(
-        xlabel="training samples kept", ylabel="test accuracy", title="Accuracy after pruning and retraining"
-        + "\nbars: ± standard deviation over seeds" * bars,
-    )  # fmt: skip
+    full, deviation = float(sweep["stage1"]["test_accuracy"]), sweep["stage1"].get("test_accuracy_std")
+    label = f"no pruning ({full:.1%})"
+    if deviation is not None:
+        axes.axhspan(full - deviation, full + deviation, color=BLACK, alpha=0.1, linewidth=0, zorder=0)
+        label = f"no pruning\n({full:.1%} ± {deviation:.1%})"
+    axes.axhline(full, color=BLACK, linewidth=1.2, linestyle=":", label=label)
+    title = f"Accuracy after pruning and retraining\n{'; '.join(notes)}".rstrip()
+    axes.set(xlabel="training samples kept", ylabel="test accuracy", title=title)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10]))
     accuracy_scale(axes)

@@ -17,7 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
-from utils.records import PathLike, UsageError, read_record, read_topology
+from utils.errors import UsageError
+from utils.records import PathLike
+from visualization.checked import load_node_view, load_topology
 from visualization.style import (
     BLACK,
     GREY,
@@ -27,6 +29,7 @@ from visualization.style import (
     mark_rows,
     node_diameter,
     place_workers,
+    plain,
     power_ticks,
     save,
     styled,
@@ -44,7 +47,7 @@ def plot_node_view(stage1_dir: PathLike, node_json: PathLike, out: PathLike) -> 
 
     Raises UsageError where a record is missing or damaged, or the two are of different runs.
     """
-    view, topology = read_record(node_json, "algorithm", "worker_influence"), read_topology(stage1_dir)
+    view, topology = load_node_view(node_json), load_topology(stage1_dir)
     scored, there = len(view["worker_influence"]), topology["num_workers"]
     if scored != there:
         raise UsageError(f"{node_json} is of {scored} workers, {stage1_dir} of {there}; score this run again")
@@ -68,7 +71,7 @@ def draw_node_view(view: dict[str, Any], topology: dict[str, Any]) -> Figure:
     largest = float(np.nanmax(np.abs(influence_N), initial=0)) or 1.0
     colour_N4 = SIGNS(Normalize(-largest, largest)(influence_N))
     _bars(bars, influence_N, colour_N4, bad)
-    bars.set_title(f"Influence of each worker's data ({view['algorithm']})" + "\n■ bad data" * bool(bad))
+    bars.set_title(f"Influence of each worker's data ({plain(view['algorithm'])})" + "\n■ bad data" * bool(bad))
     if table_NN is not None and workers > MOST_DRAWN_WORKERS:
         _heat_map(figure, graph, table_NN, bad)
     else:

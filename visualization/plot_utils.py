@@ -7,7 +7,6 @@ Legend: N workers, C classes, T logged rounds, E edges, S seeds.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,27 +16,37 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 
-from utils.records import PathLike, Run, UsageError
+from utils.errors import UsageError
+from utils.records import PathLike, Run, read_confusion
+from visualization.checked import load_labels, load_lines, load_partition, load_summary, load_topology
+from visualization.class_plots import count_classes, draw_class_mix, draw_confusion
 from visualization.finetune_plot import draw_finetune
+from visualization.run_folders import first_stage, no_run, seeds_of, stages_of, stages_of_seeds
+from visualization.several_runs import (
+    compare_path,
+    draw_compare,
+    draw_seeds,
+    plot_compare,
+    plot_seeds,
+    seeds_path,
+)
 from visualization.style import (
     BLACK,
     BLUE,
     RED,
-    SKY,
     Lines,
     accuracy_scale,
-    category,
     draw_edges,
     graph_edges,
-    index_ticks,
     legend_below,
     line,
     loss_scale,
     node_diameter,
     note,
     place_workers,
+    plain,
     save,
     series,
     styled,
@@ -45,8 +54,10 @@ from visualization.style import (
     worker_lines,
 )
 
-MOST_LISTED_WORKERS = 64  # rows of the heat map that keep their order and numbers
-LONGEST_NAME = 14  # letters of a class name
+__all__ = [  # what draws a run, or several, wherever it is
+    "draw_class_mix", "draw_compare", "draw_confusion", "draw_consensus_distance", "draw_finetune", "draw_seeds",
+    "draw_topology", "draw_training", "plot_compare", "plot_run", "plot_seeds",
+]  # fmt: skip
 
 
 # ---- one run ------------------------------------------------------------------------------------
@@ -55,23 +66,30 @@ LONGEST_NAME = 14  # letters of a class name
 def plot_run(run_dir: PathLike) -> list[Path]:
     """Write the plots of a stage directory to its ``plots/`` and return their paths.
 
-    ``training.png`` and ``consensus_distance.png`` always; ``class_mix.png`` where labels.npz and
-    partition.npz are there; ``topology.png`` where topology.json is. Raises UsageError where the
-    directory is no run, a record is damaged, or the disk refuses.
+    ``training.png`` and ``consensus_distance.png`` always, and what else there are records of:
+    ``class_mix.png`` (labels.npz, partition.npz), ``topology.png`` (topology.json), ``confusion.png``
+    (confusion.npz), ``finetune.png`` (in summary.json). Raises UsageError where the directory is no
+    run, a record is damaged, or the disk refuses.
     """
-    run = Run(run_dir)
-    figures = {
-        "training": draw_training(run.metrics),
-        "consensus_distance": draw_consensus_distance(run.metrics),
-    }
-    if run.has("partition.npz") and run.labels is not None:
-        labels_n, class_names = run.labels
-        figures["class_mix"] = draw_class_mix(count_classes(run.partition, labels_n), class_names)
+    run, lines = Run(run_dir), load_lines(run_dir)
+    summary = load_summary(run_dir) if run.has("summary.json") else {}
+    figures = {"training": draw_training(lines), "consensus_distance": draw_consensus_distance(lines)}
+    if run.has("partition.npz") and run.has("labels.npz"):
+        labels_n, class_names = load_labels(run_dir)
+        shards = load_partition(run_dir, len(labels_n))
+        figures["class_mix"] = draw_class_mix(count_classes(shards, labels_n, len(class_names)), class_names)
     if run.has("topology.json"):
-        accuracy_N, what = worker_accuracy(run)
-        figures["topology"] = draw_topology(run.topology, accuracy_N, what)
-    if run.has("summary.json") and "finetune" in run.summary:
-        figures["finetune"] = draw_finetune(run.summary["finetune"])
+        topology, (accuracy_N, what) = load_topology(run_dir), worker_accuracy(lines, summary)
+        if accuracy_N is not None and len(accuracy_N) != topology["num_workers"]:
+            raise UsageError(
+                f"topology.json of {run_dir} is of {topology['num_workers']} workers, the {what} of {len(accuracy_N)}: "
+                "they are of different runs; restore one of them"
+            )
+        figures["topology"] = draw_topology(topology, accuracy_N, what)
+    if run.has("confusion.npz"):
+        figures["confusion"] = draw_confusion(*read_confusion(run_dir))
+    if summary.get("finetune"):
+        figures["finetune"] = draw_finetune(summary["finetune"])
     return [save(figure, run.path / "plots" / f"{name}.png") for name, figure in figures.items()]
 
 
@@ -128,75 +146,11 @@ def draw_consensus_distance(lines: Lines, x: str = "round") -> Figure:
     return figure
 
 
-def count_classes(shards: Sequence[np.ndarray], labels_n: np.ndarray) -> np.ndarray:
-    """How many samples of each class each worker holds: int64 [N, C].
-
-    Raises UsageError where a shard names a sample that has no label.
-    """
-    largest = max((int(ids.max()) for ids in shards if len(ids)), default=-1)
-    if largest >= len(labels_n):
-        raise UsageError(
-            f"partition.npz names sample {largest}, labels.npz ends at {len(labels_n) - 1}: "
-            "they are of different runs; restore one of them"
-        )
-    classes = int(labels_n.max(initial=-1)) + 1
-    return np.stack([np.bincount(labels_n[ids], minlength=classes) for ids in shards])
-
-
-@styled
-def draw_class_mix(counts_NC: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Share of each class in each worker's shard as a heat map, and the shard sizes beside it.
-
-    With many workers the rows are sorted by main class, so that the skew stays visible.
-    """
-    import seaborn
-
-    counts_NC = np.pad(counts_NC, ((0, 0), (0, max(0, len(class_names) - counts_NC.shape[1]))))
-    workers, classes = counts_NC.shape
-    names = [*class_names, *map(str, range(len(class_names), classes))]
-    names = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in names]
-    many = workers > MOST_LISTED_WORKERS
-    sizes_N = counts_NC.sum(1)
-    share_NC = counts_NC / np.maximum(sizes_N, 1)[:, None]
-    if many:
-        order = np.lexsort((-share_NC.max(1), share_NC.argmax(1)))
-        share_NC, sizes_N = share_NC[order], sizes_N[order]
-
-    width, height = np.clip(3.6 + 0.45 * classes, 6.5, 10), np.clip(1.6 + 0.34 * workers, 3, 7)
-    figure = Figure(figsize=(width, height))
-    heat, bars = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
-    annotate = workers <= 20 and classes <= 12
-    seaborn.heatmap(
-        100 * share_NC, ax=heat, cmap="viridis", vmin=0, annot=annotate, fmt=".0f", annot_kws={"size": 9},
-        xticklabels=False, yticklabels=False, linewidths=0.6 if annotate else 0,
-        cbar_kws={"label": "share of shard (%)", "location": "left", "shrink": 0.9},
-    )  # fmt: skip
-    heat.grid(False)
-    index_ticks(heat.xaxis, classes, names, most=25)
-    if max(map(len, names)) > 3:
-        heat.tick_params(axis="x", rotation=45)
-        for label in heat.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
-    heat.set(xlabel="class", title=f"Class mix of {workers:,} worker{'s' * (workers > 1)}")
-    if many:
-        heat.set(ylabel="workers, sorted by their main class", yticks=[])
-        bars.fill_betweenx(np.arange(workers) + 0.5, sizes_N, step="mid", color=BLUE, linewidth=0)
-    else:
-        heat.set_ylabel("worker")
-        index_ticks(heat.yaxis, workers, list(map(str, range(workers))), most=24)
-        bars.barh(np.arange(workers) + 0.5, sizes_N, height=0.8, color=BLUE)
-    bars.tick_params(axis="y", left=False, labelleft=False)
-    bars.grid(False, axis="y")
-    bars.set(xlabel="samples", title="Shard size")
-    bars.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
-    return figure
-
-
-def worker_accuracy(run: Run) -> tuple[np.ndarray | None, str]:
+def worker_accuracy(lines: Lines, summary: dict[str, Any]) -> tuple[np.ndarray | None, str]:
     """The latest accuracy of each worker (float [N]) and what it is: test, else the last validation."""
-    if run.has("summary.json") and run.summary.get("worker_test_accuracy"):
-        return np.array(run.summary["worker_test_accuracy"], dtype=float), "test accuracy"
-    for row in reversed(run.metrics):
+    if summary.get("worker_test_accuracy") is not None:
+        return summary["worker_test_accuracy"], "test accuracy"
+    for row in reversed(lines):
         if row.get("worker_val_accuracy"):
             return np.array(row["worker_val_accuracy"], dtype=float), "validation accuracy"
     return None, ""
@@ -246,147 +200,82 @@ def _topology_title(topology: dict[str, Any], left_out: str) -> str:
         "exponential_one_peer": "One-peer exponential graph",
         "grid": "Grid on a torus", "random": "Random graph", "file": "Graph from a file",
     }  # fmt: skip
-    workers, gap = topology["num_workers"], topology.get("spectral_gap")
-    title = f"{names.get(topology['mode'], topology['mode'])} of {workers:,} worker{'s' * (workers != 1)}"
+    mode, workers, gap = topology["mode"], topology["num_workers"], topology.get("spectral_gap")
+    title = f"{names.get(mode) or plain(mode)} of {workers:,} worker{'s' * (workers != 1)}"
     if gap is not None:
         title += f", spectral gap {gap:.3g}"
-    if topology.get("period", 1) > 1:
-        title += f"\nall edges of its {topology['period']} rounds"
+    if len(topology["matrices"]) > 1:
+        title += f"\nall edges of its {len(topology['matrices'])} rounds"
     return f"{title}\n{left_out}" if left_out else title
 
 
-# ---- several runs -------------------------------------------------------------------------------
-
-
-def plot_compare(run_dirs: Sequence[PathLike], out: PathLike) -> Path:
-    """Draw several runs on one sheet and write it to ``out`` (a PNG file)."""
-    metrics = [Run(path).metrics for path in run_dirs]
-    return save(draw_compare(dict(zip(run_names(run_dirs), metrics, strict=True))), out)
-
-
-@styled
-def draw_compare(runs: dict[str, Lines]) -> Figure:
-    """Accuracy of several runs over rounds and, where logged, over simulated time and bytes sent.
-
-    ``virtual_seconds`` and ``bytes`` of a line count from the start of the run. The accuracy is that
-    of the consensus model, or the workers' mean where one of the runs has no consensus model.
-    """
-    key, what = "consensus_val_accuracy", "validation accuracy, consensus model"
-    if not all(len(series(lines, "round", key)[0]) for lines in runs.values()):
-        key, what = "val_accuracy", "validation accuracy, mean of workers"
-    panels = [("round", "round", "Accuracy over rounds")]
-    panels += [("virtual_seconds", "simulated time (s)", "Accuracy over simulated time")]
-    panels += [("bytes", "bytes sent", "Accuracy over bytes sent")]
-    logged = {x for x, *_ in panels if any(len(series(lines, x, key)[0]) for lines in runs.values())}
-    panels = [panel for panel in panels if panel[0] in logged | {"round"}]
-    figure = Figure(figsize=(2.2 + 3.6 * len(panels), 4.0))
-    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (x, label, title) in zip(all_axes, panels, strict=True):
-        missing = 0
-        for k, (name, lines) in enumerate(runs.items()):
-            x_T, y_T = series(lines, x, key)
-            missing += not len(x_T)
-            line(axes, x_T, y_T, label=name, linewidth=2, **category(k))
-        axes.set(xlabel=label, title=title)
-        if missing:
-            text = f"not logged: {missing} of {len(runs)} runs"
-            axes.text(0.98, 0.03, text, transform=axes.transAxes, ha="right", color="#666666", size=9)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=x == "round", steps=[1, 2, 5, 10]))
-    if panels[-1][0] == "bytes":
-        all_axes[-1].xaxis.set_major_formatter(EngFormatter(unit="B"))
-    all_axes[0].set_ylabel(what)
-    accuracy_scale(all_axes[0])
-    legend_below(figure, all_axes[0])
-    return figure
-
-
-def plot_seeds(run_dirs: Sequence[PathLike], out: PathLike) -> Path:
-    """Draw the runs of several seeds as mean and standard deviation and write the picture to ``out``."""
-    return save(draw_seeds([Run(path).metrics for path in run_dirs]), out)
-
-
-@styled
-def draw_seeds(runs: Sequence[Lines]) -> Figure:
-    """Mean over seeds (thick), its sample standard deviation (band) and each seed (thin).
-
-    Loss and accuracy of the consensus model (the workers' mean where there is none) over the rounds
-    that all seeds logged.
-    """
-    figure = Figure(figsize=(9, 3.8))
-    for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        consensus = all(len(series(lines, "round", f"consensus_val_{what}")[0]) for lines in runs)
-        key = f"consensus_val_{what}" if consensus else f"val_{what}"
-        of = "consensus model" if consensus else "mean of workers"
-        by_round = [dict(zip(*series(lines, "round", key), strict=True)) for lines in runs]
-        x_T = np.array(sorted(set.intersection(*map(set, by_round))))
-        y_ST = np.array([[seed[x] for x in x_T] for seed in by_round])
-        for k, y_T in enumerate(y_ST):
-            line(axes, x_T, y_T, color=SKY, linewidth=0.9, label=None if k else "each seed")
-        mean_T = y_ST.mean(0)
-        if len(runs) > 1:
-            deviation_T = y_ST.std(0, ddof=1)
-            band = {"color": BLUE, "alpha": 0.2, "linewidth": 0, "label": "± standard deviation"}
-            axes.fill_between(x_T, mean_T - deviation_T, mean_T + deviation_T, **band)
-        line(axes, x_T, mean_T, color=BLUE, linewidth=2.4, label="mean of the seeds")
-        axes.set(xlabel="round", ylabel=f"validation {what}, {of}")
-        axes.set_title(f"Validation {what} of {len(runs)} seed{'s' * (len(runs) > 1)}")
-        whole_ticks(axes)
-        loss_scale(axes) if what == "loss" else accuracy_scale(axes)
-        if not len(x_T):
-            note(axes, "no round that all seeds logged")
-    legend_below(figure, figure.axes[0])
-    return figure
-
-
-def run_names(run_dirs: Sequence[PathLike]) -> list[str]:
-    """A short name for each run: the parts of its path in which the runs differ."""
-    parts = [Path(path).resolve().parts for path in run_dirs]
-    if len(set(parts)) < len(parts):
-        raise UsageError("a run is named twice; name each run directory once")
-    if len(parts) == 1:
-        return ["/".join(parts[0][-2:])]
-    start = len(os.path.commonprefix(parts))
-    end = len(os.path.commonprefix([p[start:][::-1] for p in parts]))
-    names = ["/".join(p[start : len(p) - end]) or p[-1] for p in parts]
-    return names if len(set(names)) == len(names) else [str(path) for path in run_dirs]
-
-
 # ---- command line -------------------------------------------------------------------------------
+
+EXAMPLES = """
+examples:
+  python -m visualization.plot_utils results/NAME             all stages of a run (of all its seeds), each to its
+                                                              plots folder; of several seeds a sheet as well
+  python -m visualization.plot_utils results/NAME/stage1      one stage
+  python -m visualization.plot_utils results/A results/B      stage 1 of several runs on one sheet, in the folder
+                                                              that they share: results/compare_A_vs_B.png
+  python -m visualization.plot_utils results/A/stage*         the stages of a run on one sheet
+  python -m visualization.plot_utils --seeds results/A results/B --out AB.png
+                                                              runs that differ in the seed: mean and deviation
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the named runs again; returns the exit code (2 for bad input, told in one line)."""
     parser = argparse.ArgumentParser(
         prog="python -m visualization.plot_utils",
-        description="Draw the plots of one run again, or several runs on one sheet.",
+        description="Draw the plots of a run again, or several runs on one sheet. Prints the files it wrote.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.error = lambda message: parser.exit(2, f"error: {message}\n")  # one line, no usage
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="stage directory, such as results/NAME/stage1")
+    parser.error = lambda message: parser.exit(2, f"error: {message}; --help shows examples\n")  # one line, no usage
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run (results/NAME) or of one of its stages")
     parser.add_argument(
         "--seeds",
         action="store_true",
-        help="the runs are seeds of one configuration: draw mean and deviation",
+        help="the runs are seeds of one configuration: only a sheet of their mean and deviation",
     )
     parser.add_argument(
         "--out",
-        metavar="FILE",
-        help="PNG file for the sheet of several runs (default: comparison.png or seeds.png)",
+        metavar="FILE.png",
+        type=Path,
+        help="the sheet of several runs or seeds; replaced if it is there (default: compare_<names>.png or "
+        "seeds.png in the folder that the runs share)",
     )
     args = parser.parse_args(argv)
     try:
-        if args.seeds:
-            paths = [plot_seeds(args.runs, args.out or "seeds.png")]
-        elif len(args.runs) > 1:
-            paths = [plot_compare(args.runs, args.out or "comparison.png")]
-        elif args.out:
-            raise UsageError("--out is for several runs; the plots of one run go to its plots folder")
-        else:
-            paths = plot_run(args.runs[0])
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if args.out and (args.out.suffix.lower() != ".png" or args.out.is_dir()):
+            raise UsageError(f"--out {args.out} is no PNG file: give a name such as sheet.png")
+        paths = draw(args.runs, args.seeds, args.out)
+    except (UsageError, OSError) as error:  # OSError: a path that cannot be used
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    print(*paths, sep="\n")
+    for path in paths:
+        print(str(path).encode(errors="backslashreplace").decode())  # a path need not be UTF-8
     return 0
+
+
+def draw(folders: Sequence[PathLike], seeds: bool, out: Path | None) -> list[Path]:
+    """The pictures of what a user names on the command line; returns the files."""
+    if seeds:
+        stages = stages_of_seeds(folders)
+        return [plot_seeds(stages, out or seeds_path(stages))]
+    if len(folders) > 1:
+        stages = [first_stage(folder) for folder in folders]
+        return [plot_compare(stages, out or compare_path(stages))]
+    (folder,) = folders
+    stages, of_seeds = stages_of(folder), seeds_of(folder)
+    if not stages and not of_seeds:
+        raise no_run(folder)
+    if out and not of_seeds:
+        raise UsageError("--out is for a sheet of several runs; the plots of one run go to its plots folder")
+    stages += [stage for seed in of_seeds for stage in stages_of(seed)]
+    pictures = [picture for stage in stages for picture in plot_run(stage)]
+    return pictures + (draw([folder], True, out or Path(folder, "seeds.png")) if of_seeds else [])
 
 
 if __name__ == "__main__":

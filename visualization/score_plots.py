@@ -16,9 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from utils.records import PathLike, UsageError, read_labels, read_record
+from utils.errors import UsageError
+from utils.records import PathLike
 from utils.scores import read_scores
-from visualization.style import BLACK, ORANGE, RED, mark_rows, power_ticks, save, styled
+from visualization.checked import load_corruption, load_labels
+from visualization.style import BLACK, LONGEST_LABEL, ORANGE, RED, mark_rows, plain, power_ticks, save, styled
 
 MOST_ROW_LABELS = 26
 HEAVY_TAIL = 15  # largest score in units of the median one, above which the axis bends
@@ -31,8 +33,8 @@ def plot_scores(stage1_dir: PathLike, zarr_path: PathLike, out: PathLike) -> Pat
     Samples that ``corruption.json`` of the stage says to be bad are set against the others.
     Raises UsageError where a record is missing or damaged, or the scores are of other data.
     """
-    record, (labels_n, class_names) = read_scores(zarr_path), read_labels(stage1_dir)
-    corruption, ids_n = _read_corruption(stage1_dir), record["sample_id"]
+    record, (labels_n, class_names) = read_scores(zarr_path), load_labels(stage1_dir)
+    corruption, ids_n = load_corruption(stage1_dir), record["sample_id"]
     if len(ids_n) and (ids_n.min() < 0 or ids_n.max() >= len(labels_n)):
         raise UsageError(f"{zarr_path} names samples that {stage1_dir} does not have; score this run again")
     bad_n, kind = np.isin(ids_n, corruption["flipped"]), "with a flipped label"
@@ -43,14 +45,6 @@ def plot_scores(stage1_dir: PathLike, zarr_path: PathLike, out: PathLike) -> Pat
         method=Path(zarr_path).stem, bad_n=bad_n, kind=kind, bad_workers=corruption["bad_workers"],
     )  # fmt: skip
     return save(figure, out)
-
-
-def _read_corruption(stage1_dir: PathLike) -> dict[str, Any]:
-    """What was made bad on purpose: ``flipped`` sample ids and ``bad_workers``; empty if nothing."""
-    path = Path(stage1_dir, "corruption.json")
-    if not path.exists():
-        return {"flipped": [], "bad_workers": []}
-    return read_record(path, "flipped", "bad_workers")
 
 
 @styled
@@ -83,7 +77,7 @@ def draw_scores(
     )  # fmt: skip
     axis = _score_axis(scores_n)
     _everything(panels["all"], scores_n, bad_n, kind, axis)
-    title = f"Scores of {len(scores_n):,} samples{', ' * bool(method)}{method}"
+    title = f"Scores of {len(scores_n):,} samples{', ' * bool(method)}{plain(method, LONGEST_LABEL)}"
     title += f": {_mean(scores_n < 0):.0%} below zero (harmful)"
     if bad_n.any():
         lowest_n = np.argsort(scores_n, kind="stable")[: round(len(scores_n) / 10)]
@@ -215,8 +209,7 @@ def _histogram_rows(axes: Axes, scores_n, group_n, names: Sequence[Any], edges, 
     axes.set_ylim(max(groups, 1) - 0.7, -1.1)
     axes.grid(False, axis="y")
     rows = np.arange(0, groups, -(-groups // MOST_ROW_LABELS) or 1)
-    texts = [str(names[g]) for g in rows]
-    axes.set_yticks(rows - 0.4, [text if len(text) <= 14 else f"{text[:13]}…" for text in texts])
+    axes.set_yticks(rows - 0.4, [plain(names[g]) for g in rows])
     axes.tick_params(axis="y", left=False)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -37,6 +39,9 @@ DASHES = ("-", "--", ":", "-.")
 MOST_LABELLED_NODES = 64
 MOST_ARROWS = 2_000
 MOST_EDGES = 20_000
+
+LONGEST_NAME = 14  # letters of a class name that a tick has room for
+LONGEST_LABEL = 60  # letters of a legend's entry
 
 STYLE = {
     "font.size": 10,
@@ -94,6 +99,31 @@ def save(figure: Figure, path: PathLike) -> Path:
 def category(k: int) -> dict[str, str]:
     """Colour and dash of the k-th series; 28 different ones."""
     return {"color": CATEGORIES[k % len(CATEGORIES)], "linestyle": DASHES[k // len(CATEGORIES) % len(DASHES)]}
+
+
+def plain(text: object, longest: int = LONGEST_NAME) -> str:
+    """A user's text (the name of a class, run or file) as matplotlib may draw it: on one line and of at most
+    ``longest`` letters, never taken for a formula or for a label to hide. What the font lacks becomes its code."""
+    words = " ".join(str(text).split())
+    visible = "".join(_drawable(letter) for letter in words if unicodedata.category(letter) not in ("Cc", "Cf"))
+    if len(visible) > longest:  # names often differ in their last letters
+        end = longest // 4
+        visible = f"{visible[: longest - 1 - end]}…{visible[-end:]}"
+    if any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in visible):
+        visible = f"\N{FIRST STRONG ISOLATE}{visible}\N{POP DIRECTIONAL ISOLATE}"  # else it turns what stands around it
+    hidden = visible.startswith("_")  # a legend leaves such labels out
+    return " " * hidden + visible.replace("$", r"\$")
+
+
+def _drawable(letter: str) -> str:
+    if unicodedata.category(letter) == "Cs":  # half of a pair, from a file name that is no UTF-8
+        return "\N{REPLACEMENT CHARACTER}"
+    return letter if ord(letter) in _letters_of_the_font() else f"U+{ord(letter):X}"
+
+
+@functools.cache
+def _letters_of_the_font() -> frozenset[int]:
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
 
 
 def note(axes: Axes, text: str) -> None:
