@@ -15,7 +15,7 @@ from tests.test_influence_plots import audit_of, node_view, write_scores
 from tests.test_plots import CLASSES, make_run
 from utils.records import UsageError, write_confusion, write_json
 from visualization import influence_plots
-from visualization.plot_utils import plot_compare, plot_run, plot_seeds
+from visualization.plot_utils import plot_run
 
 N = 4  # workers
 
