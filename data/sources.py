@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.transforms import decode_pictures
+from data.pictures import decode_pictures
 from utils.errors import UsageError
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".pgm", ".ppm"}
