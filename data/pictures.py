@@ -1,13 +1,19 @@
 """Picture files: which ones lie in a folder, and their pixels.
 
+PIL reads them, but only formats that are decoded inside this process and hold one picture or pages of it (the
+first is taken): EPS and WMF start other programs.
+
 Legend: k files, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +23,65 @@ from tqdm import tqdm
 
 from utils.errors import UsageError
 
-PICTURE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM")
+PICTURE_FORMATS = (
+    "JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "PPM", "TIFF", "JPEG2000", "AVIF", "PCX", "SGI", "SUN", "DDS", "QOI",
+    "ICO", "TGA",
+)  # fmt: skip
+SYSTEM_FILES = {"thumbs.db", "desktop.ini"}  # what Windows leaves behind; hidden files are left out anyway
+
+
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
+    """The endings of picture files, '.jpg' and so on. An MPO is a JPEG with more pictures behind the first."""
+    return frozenset(s for s, name in Image.registered_extensions().items() if name in (*PICTURE_FORMATS, "MPO"))
+
+
+def files_under(folder: Path | str, unreadable: Callable[[OSError], None] | None = None) -> Iterator[str]:
+    """All files in the folder and its subfolders, hidden ones left out. Links are followed, but each folder
+    is read once, in the order of names, and those around the first one never: links may form circles.
+    ``unreadable`` is told of folders that cannot be read."""
+    seen = {str(parent) for parent in Path(os.path.realpath(folder)).parents}
+    for here, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(here, name) for name in files if not name.startswith("."))
+
+
+def find_pictures(folder: Path | str) -> tuple[list[str], list[str]]:
+    """The picture files in the folder and its subfolders, sorted by path, and the files that are none."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise UsageError(f"cannot read the folder {displayable(error.filename)}: {error.strerror}") from error
+
+    pictures, others = [], []
+    for file in sorted(files_under(folder, refuse)):
+        # not a pipe or a device either: opening one may take forever
+        is_picture = os.path.splitext(file)[1].lower() in picture_suffixes() and os.path.isfile(file)
+        (pictures if is_picture else others).append(file)
+    return pictures, others
+
+
+def say_skipped(files: list[str]) -> tuple[str, ...]:
+    """A note on files that were left out; no note where there are none."""
+    names = [name for name in map(os.path.basename, files) if name.lower() not in SYSTEM_FILES]
+    if not names:
+        return ()
+    return (f"{len(names):,} file{'s' * (len(names) > 1)} that cannot be read as pictures ({listed(names, most=2)})",)
+
+
+def listed(names: list[str], most: int) -> str:
+    """The first ``most`` of these names in a row, with dots if there are more."""
+    return ", ".join(map(displayable, names[:most])) + (", ..." if len(names) > most else "")
+
+
+def displayable(name: str) -> str:
+    """A file's name as one line of valid text: names may hold line breaks and bytes that are no UTF-8."""
+    return " ".join(os.fsencode(name).decode("utf-8", "replace").splitlines())
 
 
 def decode_pictures(files: list[str], image_size: int | None = None, progress: bool = False) -> Tensor:
@@ -27,7 +91,13 @@ def decode_pictures(files: list[str], image_size: int | None = None, progress: b
     Raises UsageError naming a damaged file, or when the pictures differ in size and no size is given.
     """
     shape_HW = _decode(files[0], image_size).shape[1:]
-    images_kCHW = np.empty((len(files), 3, *shape_HW), np.uint8)
+    try:
+        images_kCHW = np.empty((len(files), 3, *shape_HW), np.uint8)
+    except MemoryError as error:
+        raise UsageError(
+            f"{len(files):,} pictures of {shape_HW[1]}x{shape_HW[0]} pixels do not fit into memory; "
+            "make them smaller with --image_size"
+        ) from error
     grey_k = np.zeros(len(files), bool)
 
     def decode_part(part: range) -> int:
@@ -36,8 +106,8 @@ def decode_pictures(files: list[str], image_size: int | None = None, progress: b
             if picture_CHW.shape[1:] != shape_HW:
                 (height, width), (other_height, other_width) = shape_HW, picture_CHW.shape[1:]
                 raise UsageError(
-                    f"pictures differ in size ({files[0]} is {width}x{height}, {files[i]} is "
-                    f"{other_width}x{other_height}); give one size to all with --image_size"
+                    f"pictures differ in size ({displayable(files[0])} is {width}x{height}, {displayable(files[i])} "
+                    f"is {other_width}x{other_height}); give one size to all with --image_size"
                 )
             grey_k[i] = len(picture_CHW) == 1
             images_kCHW[i, : len(picture_CHW)] = picture_CHW
@@ -69,15 +139,25 @@ def _decode(file: str, image_size: int | None) -> np.ndarray:
                 picture.draft(None, (2 * image_size,) * 2)  # a large JPEG is decoded at 1/2, 1/4, 1/8
             if "exif" in picture.info:
                 picture = ImageOps.exif_transpose(picture)
-            if picture.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip it
-                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            elif picture.mode in ("1", "L", "LA", "La"):
-                picture = picture.convert("L")
+            if picture.mode == "F":
+                raise ValueError("its pixels are floating point numbers, whose black and white are not known")
+            if picture.mode.startswith("I"):  # 16-bit grey, in 32 bits too; PIL's own conversion would clip it to 8
+                picture = Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
             else:
-                picture = picture.convert("RGB")
+                picture = picture.convert("L" if _is_grey(picture) else "RGB")
             if image_size:
                 picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)
             pixels = np.asarray(picture)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ... for bad files
-        raise UsageError(f"cannot read the picture {file}: {error}; replace or remove it") from error
+        cause = " ".join(str(error).split())
+        raise UsageError(f"cannot read the picture {displayable(file)}: {cause}; replace or remove it") from error
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _is_grey(picture: Image.Image) -> bool:
+    """Whether a picture has no colour by its mode, or by its palette."""
+    palette = picture.getpalette("RGB")
+    if palette:
+        colours = np.reshape(palette, (-1, 3))
+        return bool((colours == colours[:, :1]).all())
+    return picture.mode in ("1", "L", "LA", "La")

@@ -1,5 +1,6 @@
 """Digits, the validation split and subsets, and bad data on purpose."""
 
+import dataclasses
 import hashlib
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.dataset_loader import load_dataset, split_validation
+from data.corruption import corrupt
+from data.dataset_loader import load_dataset, split_validation, subset
 from utils.errors import UsageError
 
 # --------------------------------------------------------------- digits
@@ -57,6 +59,10 @@ def test_unknown_name_and_bad_image_size():
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=80), st.floats(0.01, 0.99), st.integers(0, 2**40))
 def test_split_properties(labels, fraction, seed):
     labels_n = torch.tensor(labels)
+    if len(set(labels)) == len(labels):  # nothing to validate on
+        with pytest.raises(UsageError, match="add training samples"):
+            split_validation(labels_n, fraction, seed)
+        return
     train, val = split_validation(labels_n, fraction, seed)
     assert sorted(train.tolist() + val.tolist()) == list(range(len(labels)))
     assert train.dtype == val.dtype == torch.int64
@@ -82,3 +88,56 @@ def test_split_depends_on_the_seed_and_every_sample_can_be_drawn():
 def test_split_fraction_out_of_range(fraction):
     with pytest.raises(UsageError, match="between 0 and 1"):
         split_validation(torch.zeros(4, dtype=torch.int64), fraction, 0)
+
+
+# --------------------------------------------------------------- a subset
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=80), st.integers(1, 80), st.integers(0, 2**40))
+def test_subset_has_exactly_so_many_samples_and_otherwise_those_of_the_split(labels, count, seed):
+    labels_n = torch.tensor(labels)
+    ids = subset(labels_n, count, seed)
+    assert ids.dtype == torch.int64 and len(ids) == min(count, len(labels)) and (ids.diff() > 0).all()
+    kept = set(labels_n[ids].tolist())
+    assert len(kept) == min(len(set(labels)), count)  # each class, if there is room
+    if len(ids) < len(labels) and len(set(labels)) < len(labels):
+        split = set(split_validation(labels_n, count / len(labels), seed)[1].tolist())
+        assert set(ids.tolist()) <= split or set(ids.tolist()) >= split
+
+
+def test_subset_keeps_shares_and_the_numbers_of_recorded_runs():
+    labels_n = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    for count in range(3, 100):
+        ids = subset(labels_n, count, 0)
+        for label, share in ((0, 0.6), (1, 0.3), (2, 0.1)):
+            assert abs(int((labels_n[ids] == label).sum()) - share * count) <= 1
+    assert subset(torch.arange(40) % 2, 4, 3).tolist() == [3, 5, 22, 26]  # as the split of a tenth
+    assert len({tuple(subset(torch.arange(40) % 2, 1, seed).tolist()) for seed in range(30)}) > 10
+
+
+# --------------------------------------------------------------- bad data on purpose
+
+
+@pytest.fixture
+def one_class():
+    data = load_dataset("digits")
+    zeros = torch.zeros_like(data.labels_n)
+    return dataclasses.replace(data, labels_n=zeros, test_labels_m=zeros[:359], class_names=("zero",))
+
+
+@pytest.mark.parametrize("flip_share, bad_data", [(0.5, None), (0.0, "1:label_flip")])
+def test_a_single_class_cannot_be_flipped(one_class, flip_share, bad_data):
+    with pytest.raises(UsageError, match="two classes"):
+        corrupt(one_class, [torch.arange(5), torch.arange(5, 9)], flip_share, bad_data, 0)
+
+
+def test_noise_needs_no_second_class(one_class):
+    noisy, record = corrupt(one_class, [torch.arange(5), torch.arange(5, 9)], 0.0, "1:noise", 0)
+    assert record["kind"] == "noise" and not torch.equal(noisy.images_nCHW, one_class.images_nCHW)
+
+
+def test_the_fingerprint_is_that_of_the_data_before_they_are_corrupted():
+    data = load_dataset("digits")
+    flipped, record = corrupt(data, [torch.arange(50)], 0.5, None, 0)
+    assert len(record["flipped"]) == 25 and flipped.fingerprint == data.fingerprint
