@@ -31,7 +31,7 @@ def corrupt(
         return dataset, {}
     workers, kind = ([], None) if bad_data is None else parse_bad_data(bad_data, len(shards), seed)
     if dataset.num_classes < 2 and (flip_share > 0 or kind == "label_flip"):
-        raise UsageError(f"labels can be flipped where there are two classes or more, and {dataset.name} has one.")
+        raise UsageError(f"--flip_labels and --bad_data label_flip need two classes or more; {dataset.name} has one.")
     labels_n, images_nCHW = dataset.labels_n.clone(), dataset.images_nCHW
     train_ids = torch.cat(shards).sort().values
     count = round(flip_share * len(train_ids))

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data import sources
-from data.pictures import files_under
+from data.pictures import check_memory, files_under
 from data.sources import Arrays
 from data.transforms import resize
 from utils.digest import digest_json, digest_tensors
@@ -107,8 +107,14 @@ def load_dataset(
     if image_size is not None and image_size < 1:
         raise UsageError(f"--image_size must be at least 1 pixel, not {image_size}")
     path = Path(os.path.abspath(os.path.expanduser(path or Path("datasets") / name)))
+    try:
+        path.lstat()
+    except ValueError as error:  # a zero byte, or half a character
+        raise UsageError(f"--dataset_path {str(path)!r} is no path: {error}") from error
+    except OSError:
+        pass  # the reader says what is missing
     if name == "digits":
-        return _dataset(name, reader(path, image_size, download, progress), image_size)
+        return _decoded(name, reader(path, image_size, download, progress), image_size)
 
     cache_dir = Path(os.path.expanduser(cache_dir or default_cache_dir()))
     key = hashlib.sha256(json.dumps([name, str(path), image_size]).encode()).hexdigest()[:16]
@@ -116,7 +122,7 @@ def load_dataset(
     files = _digest_of_files(path)
     dataset = _read_cache(cache_file, name, files)
     if dataset is None:
-        dataset = _dataset(name, reader(path, image_size, download, progress), image_size)
+        dataset = _decoded(name, reader(path, image_size, download, progress), image_size)
         _write_cache(cache_file, dataset, _digest_of_files(path) if download else files)
     return dataset
 
@@ -200,13 +206,26 @@ def _stratified(size_n: Tensor, fraction: float) -> Tensor:
     return torch.minimum((fraction * size_n.double()).round().clamp(min=1), size_n - 1)
 
 
-def _dataset(name: str, arrays: Arrays, image_size: int | None = None) -> Dataset:
-    """Check what a reader gave, resize it, and add what is computed from it."""
+def _decoded(name: str, arrays: Arrays, image_size: int | None) -> Dataset:
+    """What a reader gave, checked and resized."""
     _check(name, arrays)
-    images_nCHW, labels_n, test_images_mCHW, test_labels_m, class_names, skipped = arrays
     if image_size is not None:
-        images_nCHW, test_images_mCHW = resize(images_nCHW, image_size), resize(test_images_mCHW, image_size)
-    fingerprint = {
+        images_nCHW, test_images_mCHW = arrays.images_nCHW, arrays.test_images_mCHW
+        check_memory(len(images_nCHW) + len(test_images_mCHW), images_nCHW.shape[1], image_size, image_size)
+        arrays = arrays._replace(
+            images_nCHW=resize(images_nCHW, image_size), test_images_mCHW=resize(test_images_mCHW, image_size)
+        )
+    return _dataset(name, arrays, _fingerprint(arrays))
+
+
+def _dataset(name: str, arrays: Arrays, fingerprint: dict[str, Any]) -> Dataset:
+    *data, skipped = arrays
+    return Dataset(name, *data, *_channel_statistics(arrays.images_nCHW), fingerprint, skipped)
+
+
+def _fingerprint(arrays: Arrays) -> dict[str, Any]:
+    images_nCHW, labels_n, test_images_mCHW, test_labels_m, class_names, _ = arrays
+    return {
         "samples": len(labels_n),
         "test_samples": len(test_labels_m),
         "shape": list(images_nCHW.shape[1:]),
@@ -217,8 +236,6 @@ def _dataset(name: str, arrays: Arrays, image_size: int | None = None) -> Datase
         "test_labels": digest_tensors({"labels": test_labels_m}),
         "class_names": digest_json(class_names),
     }
-    data = images_nCHW, labels_n, test_images_mCHW, test_labels_m, class_names
-    return Dataset(name, *data, *_channel_statistics(images_nCHW), fingerprint, skipped)
 
 
 def _check(name: str, arrays: Arrays) -> None:
@@ -280,10 +297,11 @@ def _read_cache(file: Path, name: str, files: str) -> Dataset | None:
                 return None
             tensors = [cached.get_tensor(key) for key in _TENSORS]
         names, skipped = (tuple(json.loads(metadata[key])) for key in ("class_names", "skipped"))
-        dataset = _dataset(name, Arrays(*tensors, names, skipped))
-        if dataset.fingerprint != json.loads(metadata["fingerprint"]):
+        arrays = Arrays(*tensors, names, skipped)
+        fingerprint = _fingerprint(arrays)
+        if fingerprint != json.loads(metadata["fingerprint"]):
             raise ValueError("it does not hold what was written")
-        return dataset
+        return _dataset(name, arrays, fingerprint)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         warnings.warn(f"the data cache {file} is damaged and is built anew: {error}", RuntimeWarning, stacklevel=3)
         return None

@@ -40,23 +40,33 @@ def files_under(folder: Path | str, unreadable: Callable[[OSError], None] | None
     """All files in the folder and its subfolders, hidden ones left out. Links are followed, but each folder
     is read once, in the order of names, and those around the first one never: links may form circles.
     ``unreadable`` is told of folders that cannot be read."""
-    seen = {str(parent) for parent in Path(os.path.realpath(folder)).parents}
-    for here, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:
-            folders.clear()
+    if not os.path.isdir(folder):
+        return
+    seen = {_identity(parent) for parent in Path(os.path.realpath(folder)).parents}
+    waiting = [os.fspath(folder)]
+    while waiting:
+        here = waiting.pop()
+        identity = _identity(here)
+        if identity in seen:
             continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        seen.add(identity)
+        # One level of os.walk at a time: as a whole it recurses, and Python ends that some hundred folders deep.
+        _, folders, files = next(os.walk(here, onerror=unreadable), (here, [], []))
+        waiting += [os.path.join(here, name) for name in sorted(folders, reverse=True) if not name.startswith(".")]
         yield from (os.path.join(here, name) for name in files if not name.startswith("."))
+
+
+def _identity(folder: Path | str) -> tuple[int, int]:
+    """What a folder has in common under all of its names."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def find_pictures(folder: Path | str) -> tuple[list[str], list[str]]:
     """The picture files in the folder and its subfolders, sorted by path, and the files that are none."""
 
     def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise UsageError(f"cannot read the folder {displayable(error.filename)}: {error.strerror}") from error
+        raise UsageError(f"cannot read the folder {displayable(error.filename)}: {error.strerror}") from error
 
     pictures, others = [], []
     for file in sorted(files_under(folder, refuse)):
@@ -71,7 +81,8 @@ def say_skipped(files: list[str]) -> tuple[str, ...]:
     names = [name for name in map(os.path.basename, files) if name.lower() not in SYSTEM_FILES]
     if not names:
         return ()
-    return (f"{len(names):,} file{'s' * (len(names) > 1)} that cannot be read as pictures ({listed(names, most=2)})",)
+    what = "file that is no readable picture" if len(names) == 1 else "files that are no readable pictures"
+    return (f"{len(names):,} {what} of a class ({listed(names, most=2)})",)
 
 
 def listed(names: list[str], most: int) -> str:
@@ -84,6 +95,14 @@ def displayable(name: str) -> str:
     return " ".join(os.fsencode(name).decode("utf-8", "replace").splitlines())
 
 
+def check_memory(count: int, channels: int, height: int, width: int) -> None:
+    """Raises UsageError where so many bytes are more than the machine has: it would kill the process instead."""
+    if count * channels * height * width > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise UsageError(
+            f"{count:,} pictures of {width}x{height} pixels do not fit into memory; give them a smaller --image_size"
+        )
+
+
 def decode_pictures(files: list[str], image_size: int | None = None, progress: bool = False) -> Tensor:
     """uint8 [k, C, H, W] of picture files, large ones decoded in threads: C = 1 if all are grey, 3 otherwise.
 
@@ -91,13 +110,8 @@ def decode_pictures(files: list[str], image_size: int | None = None, progress: b
     Raises UsageError naming a damaged file, or when the pictures differ in size and no size is given.
     """
     shape_HW = _decode(files[0], image_size).shape[1:]
-    try:
-        images_kCHW = np.empty((len(files), 3, *shape_HW), np.uint8)
-    except MemoryError as error:
-        raise UsageError(
-            f"{len(files):,} pictures of {shape_HW[1]}x{shape_HW[0]} pixels do not fit into memory; "
-            "make them smaller with --image_size"
-        ) from error
+    check_memory(len(files), 3, *shape_HW)
+    images_kCHW = np.empty((len(files), 3, *shape_HW), np.uint8)
     grey_k = np.zeros(len(files), bool)
 
     def decode_part(part: range) -> int:

@@ -20,6 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,7 +163,7 @@ def _one_line_errors(
     """What torchvision raises when it reads or downloads becomes one line that names the bad files."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:
         folder, cause = files[0][0].parent, " ".join(str(error).split())
         bad = ", ".join(file.name for file, md5 in files if not is_whole(file, md5))
         if not bad:
@@ -239,8 +240,8 @@ def _tinyimagenet(path: Path, image_size: int | None, progress: bool) -> Arrays:
         if not pictures:
             raise incomplete(folder)
         boxes = folder.parent / f"{wnid}_boxes.txt"  # lists every picture of the class: tells a half unpacked one
-        there = {os.path.basename(picture) for picture in pictures}
-        if missing := {row[0] for row in _rows(boxes, 1)} - there if boxes.is_file() else ():
+        named = {row[0] for row in _rows(boxes, 1)} if boxes.is_file() else set()
+        if missing := named - {os.path.basename(picture) for picture in pictures}:
             raise incomplete(folder / min(missing))
         train += [(picture, label) for picture in pictures]
         others += rest
@@ -295,7 +296,7 @@ def fetch_tinyimagenet(path: Path, url: str, md5: str, progress: bool = True) ->
             if target.exists():
                 target.rename(Path(tempfile.mkdtemp(prefix="incomplete-", dir=path)) / target.name)
             (Path(temporary) / target.name).rename(target)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile, HTTPException) as error:
         raise UsageError(
             f"could not download tinyimagenet from {url}: {error}; check the network, "
             f"or unpack tiny-imagenet-200.zip into {path}"

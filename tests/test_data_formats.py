@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import http.client
 import os
 import pickle
 import shutil
@@ -161,9 +162,17 @@ def test_missing_files_are_named_with_the_way_out(tmp_path, load):
         ("tinyimagenet", "wnids.txt"),
     ):
         with pytest.raises(UsageError) as caught:
-            load(name, tmp_path / "nowhere")
+            load(name, tmp_path / "nowhere" / "at all")
         message = one_line(caught)
         assert expected in message and "--download" in message and str(tmp_path / "nowhere") in message
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 5000])
+def test_paths_that_are_none(path, load):
+    for name in ("imagefolder", "svhn", "fashionmnist", "tinyimagenet"):
+        with pytest.raises((UsageError, OSError)) as caught:  # OSError: too long; the commands say it in one line
+            load(name, path)
+        one_line(caught)
 
 
 def test_half_downloaded_files_are_named(svhn, fashionmnist, load):
@@ -204,6 +213,7 @@ def idx(array: np.ndarray, kind: int = 8) -> bytes:
         ("t10k-labels-idx1", idx(np.full(10, 77, np.uint8)), "labels from 77 to 77"),
         ("t10k-labels-idx1", b"", "t10k-labels-idx1"),
     ],
+    ids=["type 0", "int", "float", "flat", "small", "overflow", "more labels", "fewer labels", "label 77", "empty"],
 )
 def test_damaged_idx_files(fashionmnist, load, packed, name, content, said):
     raw, _ = fashionmnist
@@ -276,13 +286,14 @@ def test_download_goes_through_torchvision(svhn, cifar, fashionmnist, datasets, 
     assert_holds(load("fashionmnist", target, download=True), fashion_content)
 
 
-def test_download_without_network(monkeypatch, tmp_path, load):
+@pytest.mark.parametrize("error", [urllib.error.URLError("Name not known"), http.client.IncompleteRead(b"not known")])
+def test_download_without_network(monkeypatch, tmp_path, load, error):
     def urlopen(*_, **__):
-        raise urllib.error.URLError("Name or service not known")
+        raise error
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     for name in ("svhn", "cifar10", "cifar100", "fashionmnist", "tinyimagenet"):
         with pytest.raises(UsageError) as caught:
             load(name, tmp_path / name, download=True)
         message = one_line(caught)
-        assert f"could not download {name}" in message and "not known" in message and str(tmp_path) in message
+        assert f"could not download {name}" in message and str(error) in message and str(tmp_path) in message

@@ -1,6 +1,8 @@
 """Folders of pictures: what is read, in which order, and what is refused."""
 
+import inspect
 import os
+import sys
 from functools import partial
 
 import numpy as np
@@ -150,6 +152,18 @@ def test_linked_folders_are_read_and_circles_end(tmp_path, load):
     assert data.images_nCHW[data.labels_n == 0, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]
 
 
+def test_folders_in_folders_are_no_recursion(tmp_path):
+    deep = tmp_path.joinpath(*["d"] * 200)
+    deep.mkdir(parents=True)
+    (deep / "file").write_text("")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 100)
+    try:
+        assert list(pictures.files_under(tmp_path)) == [str(deep / "file")]
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 @pytest.mark.parametrize(
     "suffix", [".tif", ".tiff", ".jp2", ".tga", ".pcx", ".sgi", ".dib", ".ico", ".dds", ".qoi", ".avif", ".pbm", ".mpo"]
 )
@@ -182,7 +196,7 @@ def test_formats_that_start_programs_are_not_opened(tmp_path, load, name):
     content = {"eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 6\n", "pdf": b"%PDF-1.4\n"}
     content |= {"wmf": b"\xd7\xcd\xc6\x9a\x00\x00" + b"\x01" * 60, "fits": b"SIMPLE  =" + b" " * 80}
     (root / "train" / "ant" / f"3.{name}").write_bytes(content[name])
-    assert load("imagefolder", root).skipped == (f"1 file that cannot be read as pictures (3.{name})",)
+    assert load("imagefolder", root).skipped == (f"1 file that is no readable picture of a class (3.{name})",)
     (root / "train" / "ant" / "3.png").write_bytes(content[name])
     with pytest.raises(UsageError, match="3.png"):
         load("imagefolder", root)
@@ -190,13 +204,13 @@ def test_formats_that_start_programs_are_not_opened(tmp_path, load, name):
 
 def test_what_is_left_out_is_said_at_every_start(tmp_path, load):
     root = picture_folder(tmp_path / "pictures")
-    for name in ("train/notes.txt", "train/ant/Thumbs.db", "train/ant/a.csv", "test/bee/.DS_Store", "test/desktop.ini"):
+    for name in ("train/0.png", "train/ant/Thumbs.db", "train/ant/a.csv", "test/bee/.DS_Store", "test/desktop.ini"):
         (root / name).write_text("")
     os.mkfifo(root / "test" / "bee" / "pipe.png")  # opened, it would wait for a writer for ever
     (root / "test" / "bee" / "broken.png").symlink_to("nowhere")
     for _ in ("decoded", "from the cache"):
         data = load("imagefolder", root)
-        assert data.skipped == ("4 files that cannot be read as pictures (notes.txt, a.csv, ...)",)
+        assert data.skipped == ("4 files that are no readable pictures of a class (0.png, a.csv, ...)",)
         assert len(data.labels_n) == len(data.test_labels_m) == 6
 
 
@@ -247,13 +261,13 @@ def test_tiny_and_narrow_pictures(tmp_path, load, size):
 
 
 def test_more_than_fits_into_memory(tmp_path, load, monkeypatch):
-    def empty(*_):
-        raise MemoryError
-
     root = picture_folder(tmp_path / "pictures")
-    monkeypatch.setattr(np, "empty", empty)
-    with pytest.raises(UsageError, match="12 pictures of 6x6 pixels.*--image_size"):
-        load("imagefolder", root)
+    monkeypatch.setattr(os, "sysconf", lambda name: 40)  # 1,600 bytes
+    with pytest.raises(UsageError, match="1,797 pictures of 4096x4096 pixels do not fit"):
+        load_dataset("digits", image_size=4096)
+    assert load("imagefolder", root).image_size == (6, 6)
+    with pytest.raises(UsageError, match="12 pictures of 7x7 pixels.*--image_size"):
+        load("imagefolder", root, image_size=7)
 
 
 # --------------------------------------------------------------- names
@@ -265,7 +279,7 @@ def test_names_that_are_no_utf_8(tmp_path, load):
     for _ in ("decoded", "from the cache"):
         data = load("imagefolder", root)
         assert data.class_names == ("ant", "caf\ufffd", "two lines $x$ \u00e9")
-        assert data.skipped == ("1 file that cannot be read as pictures (\ufffd .txt)",)
+        assert data.skipped == ("1 file that is no readable picture of a class (\ufffd .txt)",)
     victim = root / "train" / "caf\udce9" / "a\nb$\udcff.png"
     Image.new("L", (7, 7)).save(victim)
     for content in (victim.read_bytes(), b""):

@@ -115,7 +115,7 @@ def test_what_lies_among_the_pictures_of_tinyimagenet_is_said(tiny, load):
     os.mkfifo(tiny / "val" / "images" / "pipe.JPEG")
     data = load("tinyimagenet", tiny)
     assert_tiny(data)
-    assert data.skipped == ("2 files that cannot be read as pictures (notes.txt, pipe.JPEG)",)
+    assert data.skipped == ("2 files that are no readable pictures of a class (notes.txt, pipe.JPEG)",)
 
 
 @pytest.fixture
