@@ -93,14 +93,14 @@ def test_split_fraction_out_of_range(fraction):
 # --------------------------------------------------------------- a subset
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=80), st.integers(1, 80), st.integers(0, 2**40))
 def test_subset_has_exactly_so_many_samples_and_otherwise_those_of_the_split(labels, count, seed):
     labels_n = torch.tensor(labels)
     ids = subset(labels_n, count, seed)
     assert ids.dtype == torch.int64 and len(ids) == min(count, len(labels)) and (ids.diff() > 0).all()
-    kept = set(labels_n[ids].tolist())
-    assert len(kept) == min(len(set(labels)), count)  # each class, if there is room
+    repeated = {label for label in labels if labels.count(label) > 1}  # single samples come last, as in the split
+    assert repeated <= set(labels_n[ids].tolist()) or len(ids) < len(repeated)
     if len(ids) < len(labels) and len(set(labels)) < len(labels):
         split = set(split_validation(labels_n, count / len(labels), seed)[1].tolist())
         assert set(ids.tolist()) <= split or set(ids.tolist()) >= split
