@@ -25,16 +25,18 @@ def corrupt(
 
     ``flip_share`` of all training labels become another class, drawn uniformly. ``bad_data``
     'COUNT:label_flip' flips all labels of COUNT workers' shards; 'COUNT:noise' replaces their images by
-    noise. Validation and test stay as they are.
+    noise. Validation and test stay as they are, and the fingerprint is that of the data without all this.
     """
     if flip_share == 0 and bad_data is None:
         return dataset, {}
+    workers, kind = ([], None) if bad_data is None else parse_bad_data(bad_data, len(shards), seed)
+    if dataset.num_classes < 2 and (flip_share > 0 or kind == "label_flip"):
+        raise UsageError(f"--flip_labels and --bad_data label_flip need two classes or more; {dataset.name} has one.")
     labels_n, images_nCHW = dataset.labels_n.clone(), dataset.images_nCHW
     train_ids = torch.cat(shards).sort().values
     count = round(flip_share * len(train_ids))
     order = permutations(torch.tensor([len(train_ids)]), seed, "flip")[0]
     flipped = train_ids[order[:count]].sort().values
-    workers, kind = ([], None) if bad_data is None else parse_bad_data(bad_data, len(shards), seed)
     bad_ids = torch.cat([shards[k] for k in workers]) if workers else torch.empty(0, dtype=torch.int64)
     if kind == "label_flip":
         flipped = torch.cat([flipped, bad_ids]).unique()

@@ -7,27 +7,32 @@ Legend: n train samples, m test samples, C channels, H height, W width.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from data import sources
+from data.pictures import check_memory, files_under
 from data.sources import Arrays
 from data.transforms import resize
+from utils.digest import digest_json, digest_tensors
 from utils.errors import UsageError, choose
 from utils.random import hash64
 
-CACHE_VERSION = "1"  # raise it when a reader gives other pixels or another order
+CACHE_VERSION = "2"  # raise it when a reader gives other pixels or another order
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,8 @@ class Dataset:
     class_names: tuple[str, ...]
     mean_C: Tensor  # float32
     std_C: Tensor  # float32, 1 for a channel that is constant
+    fingerprint: dict[str, Any]  # counts and digests of what was loaded, before any corruption
+    skipped: tuple[str, ...] = ()  # what was found in its folder and left out, in words
 
     @property
     def num_classes(self) -> int:
@@ -100,23 +107,51 @@ def load_dataset(
     if image_size is not None and image_size < 1:
         raise UsageError(f"--image_size must be at least 1 pixel, not {image_size}")
     path = Path(os.path.abspath(os.path.expanduser(path or Path("datasets") / name)))
+    try:
+        path.lstat()
+    except ValueError as error:  # a zero byte, or half a character
+        raise UsageError(f"--dataset_path {str(path)!r} is no path: {error}") from error
+    except OSError:
+        pass  # the reader says what is missing
     if name == "digits":
-        return _dataset(name, reader(path, image_size, download, progress), image_size)
+        return _decoded(name, reader(path, image_size, download, progress), image_size)
 
     cache_dir = Path(os.path.expanduser(cache_dir or default_cache_dir()))
     key = hashlib.sha256(json.dumps([name, str(path), image_size]).encode()).hexdigest()[:16]
     cache_file = cache_dir / f"{name}-{key}.safetensors"
-    fingerprint = _fingerprint(path)
-    dataset = _read_cache(cache_file, name, fingerprint)
+    files = _digest_of_files(path)
+    dataset = _read_cache(cache_file, name, files)
     if dataset is None:
-        dataset = _dataset(name, reader(path, image_size, download, progress), image_size)
-        _write_cache(cache_file, dataset, _fingerprint(path) if download else fingerprint)
+        dataset = _decoded(name, reader(path, image_size, download, progress), image_size)
+        _write_cache(cache_file, dataset, _digest_of_files(path) if download else files)
     return dataset
 
 
 def default_cache_dir() -> Path:
     """decentralized-learning in $XDG_CACHE_HOME, or in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decentralized-learning"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decentralized-learning"
+    except RuntimeError as error:
+        raise UsageError("no home folder to keep decoded data in; name one in XDG_CACHE_HOME") from error
+
+
+def data_differences(then: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """In what two data sets differ, by their fingerprints, in a few words; None if they are the same."""
+    for key, what in (("samples", "training samples"), ("test_samples", "test samples"), ("classes", "classes")):
+        if then[key] != now[key]:
+            return f"{then[key]:,} {what} then, {now[key]:,} now"
+    if then["shape"] != now["shape"]:
+        return f"pictures of shape {then['shape']} then, {now['shape']} now"
+    for key, what in (
+        ("inputs", "pictures"),
+        ("labels", "labels"),
+        ("class_names", "classes"),
+        ("test_inputs", "test data"),
+        ("test_labels", "test data"),
+    ):
+        if then[key] != now[key]:
+            return f"other {what}"
+    return None
 
 
 def split_validation(labels_n: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -124,24 +159,100 @@ def split_validation(labels_n: Tensor, fraction: float, seed: int) -> tuple[Tens
 
     Of each class with c samples round(fraction * c) go to validation; of a class with two or more, at least
     one goes to each side; a single sample stays in train. A pure function of (labels, fraction, seed).
+    Raises UsageError where nothing can go to validation.
     """
     if not 0 < fraction < 1:
         raise UsageError(f"the validation fraction must lie between 0 and 1, not {fraction}")
-    rank_n = hash64("validation", seed, torch.arange(len(labels_n)))
-    in_val_n = torch.zeros(len(labels_n), dtype=torch.bool)
-    for label in labels_n.unique():
-        ids = (labels_n == label).nonzero().squeeze(1)
-        count = min(max(round(fraction * len(ids)), 1), len(ids) - 1)
-        in_val_n[ids[rank_n[ids].argsort(stable=True)[:count]]] = True
+    place_n, size_n = _places_in_class(labels_n, _ranks(labels_n, seed))
+    in_val_n = place_n < _stratified(size_n, fraction)
+    if not in_val_n.any():
+        raise UsageError("no sample can be kept for validation, as no class has two; add training samples")
     return (~in_val_n).nonzero().squeeze(1), in_val_n.nonzero().squeeze(1)
 
 
-def _dataset(name: str, arrays: Arrays, image_size: int | None) -> Dataset:
-    images_nCHW, labels_n, test_images_mCHW, test_labels_m, class_names = arrays
+def subset(labels_n: Tensor, count: int, seed: int) -> Tensor:
+    """Sorted ids of ``count`` samples (all, if there are no more), each class with its share of them.
+
+    These are the samples that :func:`split_validation` draws for the fraction count / n. Its rounding may give
+    some too many or too few: then those that add most to their class's share go first, or come last.
+    """
+    n = len(labels_n)
+    if count >= n:
+        return torch.arange(n)
+    rank_n = _ranks(labels_n, seed)
+    place_n, size_n = _places_in_class(labels_n, rank_n)
+    drawn_n = place_n < _stratified(size_n, count / n)
+    share_n = (place_n + 0.5) / size_n  # Sainte-Lague's rule: the next seat goes to the smallest
+    order = np.lexsort((rank_n, share_n, place_n > 0, ~drawn_n))  # by the last key first
+    return torch.from_numpy(order[:count]).sort().values
+
+
+def _ranks(labels_n: Tensor, seed: int) -> Tensor:
+    return hash64("validation", seed, torch.arange(len(labels_n)))
+
+
+def _places_in_class(labels_n: Tensor, rank_n: Tensor) -> tuple[Tensor, Tensor]:
+    """Each sample's place in its class by rank, from 0, and the size of its class: int64 [n], [n]."""
+    place_n, size_n = torch.empty_like(labels_n), torch.empty_like(labels_n)
+    for label in labels_n.unique():
+        ids = (labels_n == label).nonzero().squeeze(1)
+        place_n[ids[rank_n[ids].argsort(stable=True)]] = torch.arange(len(ids))
+        size_n[ids] = len(ids)
+    return place_n, size_n
+
+
+def _stratified(size_n: Tensor, fraction: float) -> Tensor:
+    """How many samples of a class of this size are the fraction: of two or more at least one, and never all."""
+    return torch.minimum((fraction * size_n.double()).round().clamp(min=1), size_n - 1)
+
+
+def _decoded(name: str, arrays: Arrays, image_size: int | None) -> Dataset:
+    """What a reader gave, checked and resized."""
+    _check(name, arrays)
     if image_size is not None:
-        images_nCHW, test_images_mCHW = resize(images_nCHW, image_size), resize(test_images_mCHW, image_size)
-    mean_C, std_C = _channel_statistics(images_nCHW)
-    return Dataset(name, images_nCHW, labels_n, test_images_mCHW, test_labels_m, class_names, mean_C, std_C)
+        images_nCHW, test_images_mCHW = arrays.images_nCHW, arrays.test_images_mCHW
+        check_memory(len(images_nCHW) + len(test_images_mCHW), images_nCHW.shape[1], image_size, image_size)
+        arrays = arrays._replace(
+            images_nCHW=resize(images_nCHW, image_size), test_images_mCHW=resize(test_images_mCHW, image_size)
+        )
+    return _dataset(name, arrays, _fingerprint(arrays))
+
+
+def _dataset(name: str, arrays: Arrays, fingerprint: dict[str, Any]) -> Dataset:
+    *data, skipped = arrays
+    return Dataset(name, *data, *_channel_statistics(arrays.images_nCHW), fingerprint, skipped)
+
+
+def _fingerprint(arrays: Arrays) -> dict[str, Any]:
+    images_nCHW, labels_n, test_images_mCHW, test_labels_m, class_names, _ = arrays
+    return {
+        "samples": len(labels_n),
+        "test_samples": len(test_labels_m),
+        "shape": list(images_nCHW.shape[1:]),
+        "classes": len(class_names),
+        "inputs": digest_tensors({"inputs": images_nCHW}),
+        "labels": digest_tensors({"labels": labels_n}),
+        "test_inputs": digest_tensors({"inputs": test_images_mCHW}),
+        "test_labels": digest_tensors({"labels": test_labels_m}),
+        "class_names": digest_json(class_names),
+    }
+
+
+def _check(name: str, arrays: Arrays) -> None:
+    """Raises UsageError where pictures, labels and classes do not fit each other."""
+    images_nCHW, labels_n, test_images_mCHW, test_labels_m, class_names, _ = arrays
+    wrong = None
+    for part, images, labels in (("training", images_nCHW, labels_n), ("test", test_images_mCHW, test_labels_m)):
+        if images.dim() != 4 or images.dtype != torch.uint8 or labels.dim() != 1 or labels.dtype != torch.int64:
+            wrong = f"the {part} data are no pictures of bytes with whole numbers as labels"
+        elif len(images) != len(labels) or len(images) == 0:
+            wrong = f"there are {len(images):,} {part} pictures and {len(labels):,} labels"
+        elif labels.min() < 0 or labels.max() >= len(class_names):
+            wrong = f"there are {len(class_names)} classes, and {part} labels from {labels.min()} to {labels.max()}"
+    if wrong is None and images_nCHW.shape[1:] != test_images_mCHW.shape[1:]:
+        wrong = "training and test pictures differ in size"
+    if wrong:
+        raise UsageError(f"{name}: {wrong}; put the original files there")
 
 
 def _channel_statistics(images_nCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,60 +272,45 @@ def _channel_statistics(images_nCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 # ------------------------------------------------------------------- the cache of decoded tensors
 
-_TENSORS = ("images_nCHW", "labels_n", "test_images_mCHW", "test_labels_m", "mean_C", "std_C")
+_TENSORS = ("images_nCHW", "labels_n", "test_images_mCHW", "test_labels_m")
 
 
-def _fingerprint(folder: Path) -> str:
+def _digest_of_files(folder: Path) -> str:
     """A hash of the names, sizes and modification times of all files in the folder (links are followed)."""
-    lines = sorted(f"{entry.path} {entry.stat().st_size} {entry.stat().st_mtime_ns}" for entry in _files(folder))
-    return hashlib.sha256("\n".join([CACHE_VERSION, *lines]).encode("utf-8", "surrogateescape")).hexdigest()
+    lines = []
+    for file in files_under(folder):
+        with contextlib.suppress(OSError):  # a link that leads nowhere
+            status = os.stat(file)
+            lines.append(f"{file} {status.st_size} {status.st_mtime_ns}")
+    content = "\n".join([CACHE_VERSION, *sorted(lines)])
+    return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _files(folder: Path | str, depth: int = 6) -> Iterator[os.DirEntry]:
-    if depth and os.path.isdir(folder):  # the depth ends loops of links
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    yield from _files(entry.path, depth - 1)
-                elif entry.is_file():
-                    yield entry
-
-
-def _read_cache(file: Path, name: str, fingerprint: str) -> Dataset | None:
+def _read_cache(file: Path, name: str, files: str) -> Dataset | None:
     """The cached data set, or None when there is none for these source files; warns if it is damaged."""
     if not file.is_file():
         return None
     try:
         with safe_open(file, "pt") as cached:
             metadata = cached.metadata() or {}
-            if metadata.get("fingerprint") != fingerprint:
+            if metadata.get("files") != files:
                 return None
-            tensors = {key: cached.get_tensor(key) for key in _TENSORS}
-        dataset = Dataset(name=name, class_names=tuple(json.loads(metadata["class_names"])), **tensors)
-        _check_shapes(dataset)
-        return dataset
+            tensors = [cached.get_tensor(key) for key in _TENSORS]
+        names, skipped = (tuple(json.loads(metadata[key])) for key in ("class_names", "skipped"))
+        arrays = Arrays(*tensors, names, skipped)
+        fingerprint = _fingerprint(arrays)
+        if fingerprint != json.loads(metadata["fingerprint"]):
+            raise ValueError("it does not hold what was written")
+        return _dataset(name, arrays, fingerprint)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         warnings.warn(f"the data cache {file} is damaged and is built anew: {error}", RuntimeWarning, stacklevel=3)
         return None
 
 
-def _check_shapes(d: Dataset) -> None:
-    channels = d.images_nCHW.shape[1:2]
-    if not (
-        d.images_nCHW.dim() == 4
-        and d.images_nCHW.shape[1:] == d.test_images_mCHW.shape[1:]
-        and d.images_nCHW.dtype == d.test_images_mCHW.dtype == torch.uint8
-        and d.labels_n.shape == d.images_nCHW.shape[:1]
-        and d.test_labels_m.shape == d.test_images_mCHW.shape[:1]
-        and d.labels_n.dtype == d.test_labels_m.dtype == torch.int64
-        and d.mean_C.shape == d.std_C.shape == channels
-    ):
-        raise ValueError("its tensors do not fit each other")
-
-
-def _write_cache(file: Path, dataset: Dataset, fingerprint: str) -> None:
+def _write_cache(file: Path, dataset: Dataset, files: str) -> None:
     """Atomic: a temporary file is renamed when it is complete. Where nothing can be written, it warns."""
-    metadata = {"fingerprint": fingerprint, "class_names": json.dumps(dataset.class_names)}
+    described = ("class_names", "skipped", "fingerprint")
+    metadata = {"files": files, **{key: json.dumps(getattr(dataset, key)) for key in described}}
     temporary = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

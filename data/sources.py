@@ -1,7 +1,7 @@
 """One reader per data set: from its original files on disk to uint8 tensors.
 
 A reader takes (path, image_size, download, progress) and returns :class:`Arrays`. The order of the samples,
-and so their ids, is the order of the original files (for folders: classes sorted, then file names sorted);
+and so their ids, is the order of the original files (for folders: classes sorted, then file paths sorted);
 it depends on no seed, machine or file system. Readers raise UsageError for files that are missing or damaged.
 Each named set is downloaded and unpacked by torchvision's class where it has one.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import os
 import tempfile
 import urllib.request
@@ -19,6 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,22 +29,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.transforms import decode_pictures
+from data.pictures import decode_pictures, displayable, find_pictures, listed, say_skipped
 from utils.errors import UsageError
 
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".pgm", ".ppm"}
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 
 class Arrays(NamedTuple):
-    """What a reader returns; images are uint8 [., C, H, W], labels int64."""
+    """What a reader returns; images are uint8 [., C, H, W], labels int64. ``skipped``: what the reader found
+    and left out, in words."""
 
     images_nCHW: Tensor
     labels_n: Tensor
     test_images_mCHW: Tensor
     test_labels_m: Tensor
     class_names: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
 
 # ------------------------------------------------------------------- sets that torchvision reads
@@ -89,10 +92,10 @@ def _cifar(class_name: str, path: Path, download: bool) -> Arrays:
 def fashionmnist(path: Path, image_size: int | None, download: bool, progress: bool) -> Arrays:
     """Fashion-MNIST, idx files in ``path``/FashionMNIST/raw or in ``path`` itself, gzipped or unpacked.
 
-    torchvision reads unpacked files and checks that they exist, no more. So gzipped ones, which carry a
-    checksum, are preferred; they are unpacked into a temporary folder, because the user's may be read-only.
-    (Their MD5 sums are not asked for: distributions compress the same files anew.) Unpacked ones must have
-    the size that their header tells.
+    torchvision reads unpacked files and checks that they exist, no more. So all files must be as long as their
+    headers tell. Gzipped ones, which carry a checksum, are preferred; they are unpacked into a temporary folder,
+    because the user's may be read-only. (Their MD5 sums are not asked for: distributions compress the same
+    files anew.)
     """
     from utils.torchvision_shim import torchvision
 
@@ -102,46 +105,46 @@ def fashionmnist(path: Path, image_size: int | None, download: bool, progress: b
     names = [file.name for file, _ in files]
 
     def is_whole(file: Path, md5: str) -> bool:
-        return _gzip_is_whole(file)
+        return any(_whole_idx(folder, file.name) for folder in (raw, path))
 
     with tempfile.TemporaryDirectory() as root, _one_line_errors("fashionmnist", files, download, is_whole):
-        packed = next((f for f in (raw, path) if all(_gzip_is_whole(f / name) for name in names)), None)
-        unpacked = next((f for f in (raw, path) if all(_idx_is_whole(f / name[:-3]) for name in names)), None)
-        if packed is None and unpacked is None and download:
+        places = ([_whole_idx(folder, name) for name in names] for folder in (raw, path))
+        found = next((place for place in places if all(place)), [])
+        if not found and download:
             for file, md5 in files:
                 utils.download_url(source.mirrors[0] + file.name, raw, file.name, md5)
-            packed = raw
+                found.append(file)
         read_from = Path(root) / "FashionMNIST" / "raw"
-        read_from.parent.mkdir()
-        if packed:
-            read_from.mkdir()
-            for name in names:
-                utils.extract_archive(packed / name, read_from)
-        elif unpacked:
-            read_from.symlink_to(unpacked)
+        read_from.mkdir(parents=True)
+        for file in found:
+            if file.suffix == ".gz":
+                utils.extract_archive(file, read_from)
+            else:
+                (read_from / file.name).symlink_to(file)
         train, test = (source(root, train=train) for train in (True, False))
     images = [split.data[:, None] for split in (train, test)]
     return Arrays(images[0], train.targets, images[1], test.targets, tuple(source.classes))
 
 
-def _gzip_is_whole(file: Path) -> bool:
+def _whole_idx(folder: Path, name: str) -> Path | None:
+    """The file ``name`` (NAME.gz) of the folder, or else the unpacked NAME, if it is whole."""
+    return next((file for file in (folder / name, folder / name[:-3]) if _is_whole_idx(file)), None)
+
+
+def _is_whole_idx(file: Path) -> bool:
+    """Whether an idx file, gzipped or not, holds bytes and is as long as the dimensions in its header tell."""
+    if not file.is_file():
+        return False
     try:
-        with gzip.open(file) as unpacked:
-            while unpacked.read(1 << 20):
-                pass  # at the end gzip compares its checksum
-        return True
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as handle:
+            content = handle.read()  # to the end, where gzip compares its checksum
     except (OSError, EOFError, zlib.error):
         return False
-
-
-def _idx_is_whole(file: Path) -> bool:
-    """Whether an idx file of bytes is as long as the dimensions in its header tell."""
-    if not file.is_file() or file.stat().st_size < 8:
+    dims = 3 if "-images-" in file.name else 1
+    start = 4 + 4 * dims
+    if len(content) < start or content[:4] != bytes((0, 0, 8, dims)):  # 8: unsigned bytes
         return False
-    with open(file, "rb") as handle:
-        dims = handle.read(4)[3]
-        sizes = np.frombuffer(handle.read(4 * dims), ">u4").astype(np.int64)
-    return file.stat().st_size == 4 + 4 * dims + sizes.prod()
+    return len(content) == start + math.prod(np.frombuffer(content, ">u4", dims, offset=4).tolist())
 
 
 def _has_md5(file: Path, md5: str) -> bool:
@@ -160,7 +163,7 @@ def _one_line_errors(
     """What torchvision raises when it reads or downloads becomes one line that names the bad files."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:
         folder, cause = files[0][0].parent, " ".join(str(error).split())
         bad = ", ".join(file.name for file, md5 in files if not is_whole(file, md5))
         if not bad:
@@ -179,24 +182,27 @@ def _one_line_errors(
 
 
 def imagefolder(path: Path, image_size: int | None, download: bool, progress: bool) -> Arrays:
-    """Any pictures laid out as ``path``/train/<class>/* and ``path``/test/<class>/*."""
-    splits = []
+    """Any pictures laid out as ``path``/train/<class>/* and ``path``/test/<class>/*, in subfolders too."""
+    splits, others = [], []
     for part in ("train", "test"):
         if not (path / part).is_dir():
             raise UsageError(
                 f"imagefolder: no folder {path / part}; expected are pictures in {path}/train/<class>/ and "
                 f"{path}/test/<class>/ (--dataset_path names the folder; there is nothing to download)"
             )
-        splits.append({folder.name: _pictures_in(folder) for folder in _folders_in(path / part)})
+        folders, beside = _entries(path / part)
+        found = {folder.name: find_pictures(folder) for folder in folders}
+        splits.append({name: pictures for name, (pictures, _) in found.items()})
+        others += beside + [file for _, rest in found.values() for file in rest]
     train, test = splits
     if not train:
         raise UsageError(f"imagefolder: {path / 'train'} has no class folders; expected train/<class>/<picture>")
     if train.keys() != test.keys():
-        odd = ", ".join(sorted(train.keys() ^ test.keys()))
+        odd = listed(sorted(train.keys() ^ test.keys()), most=10)
         raise UsageError(f"imagefolder: these classes are not in both train and test of {path}: {odd}")
-    names = tuple(train)
-    labelled = [[(file, label) for label, name in enumerate(names) for file in split[name]] for split in splits]
-    return _read_pictures("imagefolder", *labelled, names, image_size, progress)
+    labelled = [[(file, label) for label, name in enumerate(train) for file in split[name]] for split in splits]
+    names = tuple(map(displayable, train))
+    return _read_pictures("imagefolder", *labelled, names, others, image_size, progress)
 
 
 def tinyimagenet(path: Path, image_size: int | None, download: bool, progress: bool) -> Arrays:
@@ -223,38 +229,50 @@ def _tinyimagenet(path: Path, image_size: int | None, progress: bool) -> Arrays:
     for file in (root / "wnids.txt", root / "val" / "val_annotations.txt"):
         if not file.is_file():
             raise incomplete(file)
-    classes = sorted((root / "wnids.txt").read_text(encoding="utf-8").split())
+    classes = sorted(row[0] for row in _rows(root / "wnids.txt", 1))
+    if len(set(classes)) < max(1, len(classes)):
+        raise UsageError(f"tinyimagenet: {root / 'wnids.txt'} must name classes, each of them once")
     label_of = {wnid: label for label, wnid in enumerate(classes)}
-    train = []
+    train, others = [], []
     for wnid, label in label_of.items():
         folder = root / "train" / wnid / "images"
-        pictures = _pictures_in(folder) if folder.is_dir() else []
+        pictures, rest = find_pictures(folder)
         if not pictures:
             raise incomplete(folder)
         boxes = folder.parent / f"{wnid}_boxes.txt"  # lists every picture of the class: tells a half unpacked one
-        listed = (
-            {line.split()[0] for line in boxes.read_text(encoding="utf-8").splitlines()} if boxes.is_file() else set()
-        )
-        if missing := listed - {os.path.basename(picture) for picture in pictures}:
+        named = {row[0] for row in _rows(boxes, 1)} if boxes.is_file() else set()
+        if missing := named - {os.path.basename(picture) for picture in pictures}:
             raise incomplete(folder / min(missing))
         train += [(picture, label) for picture in pictures]
-    present = set(_pictures_in(root / "val" / "images") if (root / "val" / "images").is_dir() else [])
+        others += rest
+    present, rest = find_pictures(root / "val" / "images")
     test = []
-    for line in (root / "val" / "val_annotations.txt").read_text(encoding="utf-8").splitlines():
-        file_name, wnid, *_ = line.split("\t") + [""]
+    for file_name, wnid, *_ in _rows(root / "val" / "val_annotations.txt", 2):
         if wnid not in label_of:
-            raise UsageError(f"tinyimagenet: val_annotations.txt in {root / 'val'} has an unknown class: {line!r}")
-        picture = str(root / "val" / "images" / file_name)
-        if picture not in present:
-            raise incomplete(Path(picture))
-        test.append((picture, label_of[wnid]))
-    names = dict(zip(classes, classes, strict=True))
+            raise UsageError(f"tinyimagenet: val_annotations.txt in {root / 'val'} has an unknown class: {wnid!r}")
+        test.append((str(root / "val" / "images" / file_name), label_of[wnid]))
+    if missing := {picture for picture, _ in test} - set(present):
+        raise incomplete(Path(min(missing)))
+    names = {wnid: wnid for wnid in classes}
     if (root / "words.txt").is_file():
-        for line in (root / "words.txt").read_text(encoding="utf-8").splitlines():
-            wnid, _, words = line.partition("\t")
-            if wnid in names:
-                names[wnid] = words.split(",")[0]
-    return _read_pictures("tinyimagenet", train, test, tuple(names.values()), image_size, progress)
+        names |= {wnid: words.split(",")[0] for wnid, words, *_ in _rows(root / "words.txt", 2) if wnid in names}
+    return _read_pictures("tinyimagenet", train, test, tuple(names.values()), others + rest, image_size, progress)
+
+
+def _rows(file: Path, columns: int) -> list[list[str]]:
+    """The rows of a text file of TinyImageNet, blank ones left out, in at least ``columns`` filled columns."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"tinyimagenet: {file} is no UTF-8 text; put the original file there") from error
+    rows = [[cell.strip() for cell in line.split("\t")] for line in lines if line.strip()]
+    for row in rows:
+        if len(row) < columns or not all(row[:columns]):
+            raise UsageError(
+                f"tinyimagenet: a line of {file} has less than {columns} columns, {' '.join(row)[:40]!r}; "
+                "put the original file there"
+            )
+    return rows
 
 
 def fetch_tinyimagenet(path: Path, url: str, md5: str, progress: bool = True) -> None:
@@ -278,7 +296,7 @@ def fetch_tinyimagenet(path: Path, url: str, md5: str, progress: bool = True) ->
             if target.exists():
                 target.rename(Path(tempfile.mkdtemp(prefix="incomplete-", dir=path)) / target.name)
             (Path(temporary) / target.name).rename(target)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile, HTTPException) as error:
         raise UsageError(
             f"could not download tinyimagenet from {url}: {error}; check the network, "
             f"or unpack tiny-imagenet-200.zip into {path}"
@@ -298,19 +316,10 @@ def _download(url: str, target: Path, progress: bool) -> str:
     return md5.hexdigest()
 
 
-def _folders_in(folder: Path) -> list[Path]:
-    """The folders in it, sorted by name, hidden ones left out."""
-    folders = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    return sorted(folders, key=lambda entry: entry.name)
-
-
-def _pictures_in(folder: Path) -> list[str]:
-    """The picture files in it, sorted by name; other files (Thumbs.db, notes, hidden files) are left out."""
-    return sorted(
-        entry.path
-        for entry in os.scandir(folder)
-        if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in PICTURES
-    )
+def _entries(folder: Path) -> tuple[list[Path], list[str]]:
+    """The folders in it, sorted by name, and the other files; hidden ones left out."""
+    entries = sorted((e for e in folder.iterdir() if not e.name.startswith(".")), key=lambda e: e.name)
+    return [e for e in entries if e.is_dir()], [str(e) for e in entries if not e.is_dir()]
 
 
 def _read_pictures(
@@ -318,10 +327,12 @@ def _read_pictures(
     train: list[tuple[str, int]],
     test: list[tuple[str, int]],
     class_names: tuple[str, ...],
+    others: list[str],
     image_size: int | None,
     progress: bool,
 ) -> Arrays:
-    """Decode (file, label) pairs; both parts get the same size and number of channels."""
+    """Decode (file, label) pairs; both parts get the same size and number of channels. ``others``: files that
+    lie there too."""
     for part, pairs in (("train", train), ("test", test)):
         without = set(range(len(class_names))) - {label for _, label in pairs}
         if without:
@@ -329,4 +340,4 @@ def _read_pictures(
     images_kCHW = decode_pictures([file for file, _ in train + test], image_size, progress)
     labels_k = torch.tensor([label for _, label in train + test])
     n = len(train)
-    return Arrays(images_kCHW[:n], labels_k[:n], images_kCHW[n:], labels_k[n:], class_names)
+    return Arrays(images_kCHW[:n], labels_k[:n], images_kCHW[n:], labels_k[n:], class_names, say_skipped(others))

@@ -1,0 +1,177 @@
+"""Picture files: which ones lie in a folder, and their pixels.
+
+PIL reads them, but only formats that are decoded inside this process and hold one picture or pages of it (the
+first is taken): EPS and WMF start other programs.
+
+Legend: k files, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.errors import UsageError
+
+PICTURE_FORMATS = (
+    "JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "PPM", "TIFF", "JPEG2000", "AVIF", "PCX", "SGI", "SUN", "DDS", "QOI",
+    "ICO", "TGA",
+)  # fmt: skip
+SYSTEM_FILES = {"thumbs.db", "desktop.ini"}  # what Windows leaves behind; hidden files are left out anyway
+
+
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
+    """The endings of picture files, '.jpg' and so on. An MPO is a JPEG with more pictures behind the first."""
+    return frozenset(s for s, name in Image.registered_extensions().items() if name in (*PICTURE_FORMATS, "MPO"))
+
+
+def files_under(folder: Path | str, unreadable: Callable[[OSError], None] | None = None) -> Iterator[str]:
+    """All files in the folder and its subfolders, hidden ones left out. Links are followed, but each folder
+    is read once, in the order of names, and those around the first one never: links may form circles.
+    ``unreadable`` is told of folders that cannot be read."""
+    if not os.path.isdir(folder):
+        return
+    seen = {_identity(parent) for parent in Path(os.path.realpath(folder)).parents}
+    waiting = [os.fspath(folder)]
+    while waiting:
+        here = waiting.pop()
+        identity = _identity(here)
+        if identity in seen:
+            continue
+        seen.add(identity)
+        # One level of os.walk at a time: as a whole it recurses, and Python ends that some hundred folders deep.
+        _, folders, files = next(os.walk(here, onerror=unreadable), (here, [], []))
+        waiting += [os.path.join(here, name) for name in sorted(folders, reverse=True) if not name.startswith(".")]
+        yield from (os.path.join(here, name) for name in files if not name.startswith("."))
+
+
+def _identity(folder: Path | str) -> tuple[int, int]:
+    """What a folder has in common under all of its names."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def find_pictures(folder: Path | str) -> tuple[list[str], list[str]]:
+    """The picture files in the folder and its subfolders, sorted by path, and the files that are none."""
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"cannot read the folder {displayable(error.filename)}: {error.strerror}") from error
+
+    pictures, others = [], []
+    for file in sorted(files_under(folder, refuse)):
+        # not a pipe or a device either: opening one may take forever
+        is_picture = os.path.splitext(file)[1].lower() in picture_suffixes() and os.path.isfile(file)
+        (pictures if is_picture else others).append(file)
+    return pictures, others
+
+
+def say_skipped(files: list[str]) -> tuple[str, ...]:
+    """A note on files that were left out; no note where there are none."""
+    names = [name for name in map(os.path.basename, files) if name.lower() not in SYSTEM_FILES]
+    if not names:
+        return ()
+    what = "file that is no readable picture" if len(names) == 1 else "files that are no readable pictures"
+    return (f"{len(names):,} {what} of a class ({listed(names, most=2)})",)
+
+
+def listed(names: list[str], most: int) -> str:
+    """The first ``most`` of these names in a row, with dots if there are more."""
+    return ", ".join(map(displayable, names[:most])) + (", ..." if len(names) > most else "")
+
+
+def displayable(name: str) -> str:
+    """A file's name as one line of valid text: names may hold line breaks and bytes that are no UTF-8."""
+    return " ".join(os.fsencode(name).decode("utf-8", "replace").splitlines())
+
+
+def check_memory(count: int, channels: int, height: int, width: int) -> None:
+    """Raises UsageError where so many bytes are more than the machine has: it would kill the process instead."""
+    if count * channels * height * width > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise UsageError(
+            f"{count:,} pictures of {width}x{height} pixels do not fit into memory; give them a smaller --image_size"
+        )
+
+
+def decode_pictures(files: list[str], image_size: int | None = None, progress: bool = False) -> Tensor:
+    """uint8 [k, C, H, W] of picture files, large ones decoded in threads: C = 1 if all are grey, 3 otherwise.
+
+    With ``image_size`` the shorter side is resized to it (bilinear, antialiased) and the centre cropped.
+    Raises UsageError naming a damaged file, or when the pictures differ in size and no size is given.
+    """
+    shape_HW = _decode(files[0], image_size).shape[1:]
+    check_memory(len(files), 3, *shape_HW)
+    images_kCHW = np.empty((len(files), 3, *shape_HW), np.uint8)
+    grey_k = np.zeros(len(files), bool)
+
+    def decode_part(part: range) -> int:
+        for i in part:
+            picture_CHW = _decode(files[i], image_size)
+            if picture_CHW.shape[1:] != shape_HW:
+                (height, width), (other_height, other_width) = shape_HW, picture_CHW.shape[1:]
+                raise UsageError(
+                    f"pictures differ in size ({displayable(files[0])} is {width}x{height}, {displayable(files[i])} "
+                    f"is {other_width}x{other_height}); give one size to all with --image_size"
+                )
+            grey_k[i] = len(picture_CHW) == 1
+            images_kCHW[i, : len(picture_CHW)] = picture_CHW
+        return len(part)
+
+    # PIL frees the interpreter lock only while it decodes: for small files one thread is the fastest.
+    threads = 1 if os.path.getsize(files[0]) < 8192 else min(16, os.cpu_count() or 1)
+    parts = [range(start, min(start + 64, len(files))) for start in range(0, len(files), 64)]
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        tqdm(total=len(files), desc="decoding", unit="picture", disable=not progress) as bar,
+    ):
+        for done in pool.map(decode_part, parts):
+            bar.update(done)
+    if grey_k.all():
+        return torch.from_numpy(images_kCHW[:, :1].copy())
+    images_kCHW[grey_k, 1:] = images_kCHW[grey_k, :1]
+    return torch.from_numpy(images_kCHW)
+
+
+def _decode(file: str, image_size: int | None) -> np.ndarray:
+    """One picture as uint8 [C, H, W], C = 1 for grey ones; turned upright; transparency is dropped."""
+    try:
+        # from memory: PIL's many small reads cost more than the decoding of a small JPEG
+        with open(file, "rb") as handle:
+            content = io.BytesIO(handle.read())
+        with Image.open(content, formats=PICTURE_FORMATS) as picture:
+            if image_size:
+                picture.draft(None, (2 * image_size,) * 2)  # a large JPEG is decoded at 1/2, 1/4, 1/8
+            if "exif" in picture.info:
+                picture = ImageOps.exif_transpose(picture)
+            if picture.mode == "F":
+                raise ValueError("its pixels are floating point numbers, whose black and white are not known")
+            if picture.mode.startswith("I"):  # 16-bit grey, in 32 bits too; PIL's own conversion would clip it to 8
+                picture = Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
+            else:
+                picture = picture.convert("L" if _is_grey(picture) else "RGB")
+            if image_size:
+                picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)
+            pixels = np.asarray(picture)
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ... for bad files
+        cause = " ".join(str(error).split())
+        raise UsageError(f"cannot read the picture {displayable(file)}: {cause}; replace or remove it") from error
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _is_grey(picture: Image.Image) -> bool:
+    """Whether a picture has no colour by its mode, or by its palette."""
+    palette = picture.getpalette("RGB")
+    if palette:
+        colours = np.reshape(palette, (-1, 3))
+        return bool((colours == colours[:, :1]).all())
+    return picture.mode in ("1", "L", "LA", "La")

@@ -1,0 +1,219 @@
+"""The cache of decoded data, and the fingerprint by which data are recognized."""
+
+import dataclasses
+import json
+import os
+from functools import partial
+
+import pytest
+import torch
+from picture_files import picture_folder
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from data import dataset_loader
+from data.dataset_loader import DATASETS, data_differences, load_dataset
+from data.sources import Arrays
+from utils.digest import digest_json, digest_tensors
+from utils.errors import UsageError
+
+
+@pytest.fixture
+def load(tmp_path):
+    return partial(load_dataset, cache_dir=tmp_path / "cache", progress=False)
+
+
+def assert_same(a, b):
+    for key in ("class_names", "name", "fingerprint", "skipped"):
+        assert getattr(a, key) == getattr(b, key)
+    for key in ("images_nCHW", "labels_n", "test_images_mCHW", "test_labels_m", "mean_C", "std_C"):
+        assert torch.equal(getattr(a, key), getattr(b, key))
+
+
+def no_reading(*_):
+    raise AssertionError("read again")
+
+
+def test_cache_is_used_until_a_file_changes(tmp_path, load, monkeypatch):
+    root = picture_folder(tmp_path / "pictures", suffix=".bmp")
+    first = load("imagefolder", root)
+    with monkeypatch.context() as patch:
+        patch.setitem(DATASETS, "imagefolder", no_reading)
+        assert_same(load("imagefolder", root), first)
+        assert_same(load("imagefolder", os.path.relpath(root)), first)
+        with pytest.raises(AssertionError, match="read again"):
+            load("imagefolder", root, image_size=3)
+    # same name, same size, another time
+    Image.new("L", (6, 6), 222).save(root / "train" / "ant" / "0.bmp")
+    os.utime(root / "train" / "ant" / "0.bmp", ns=(1, 1))
+    assert load("imagefolder", root).images_nCHW[0].unique().tolist() == [222]
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # the old one is replaced, not kept
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def scribble(file):
+    file.write_bytes(b"\xff" * 64 + file.read_bytes()[64:])
+
+
+def rewrite(file, change):
+    """Change the tensors of a cache and keep its metadata."""
+    with safe_open(file, "pt") as cached:
+        metadata = cached.metadata()
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata)
+
+
+def misfit(file):
+    rewrite(file, lambda tensors: tensors.update(labels_n=tensors["labels_n"][:-1].clone()))
+
+
+def other_type(file):
+    rewrite(file, lambda tensors: tensors.update(images_nCHW=tensors["images_nCHW"].float()))
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def rename_a_class(file):
+    file.write_bytes(file.read_bytes().replace(b"bee", b"wax"))
+
+
+@pytest.mark.parametrize("damage", [cut, scribble, misfit, other_type, flip_a_bit, rename_a_class])
+def test_damaged_cache_is_rebuilt_with_a_warning(tmp_path, load, recwarn, damage):
+    root = picture_folder(tmp_path / "pictures")
+    first = load("imagefolder", root)
+    (file,) = (tmp_path / "cache").iterdir()
+    damage(file)
+    assert not recwarn.list
+    with pytest.warns(RuntimeWarning, match="damaged"):
+        assert_same(load("imagefolder", root), first)
+    recwarn.clear()
+    assert_same(load("imagefolder", root), first)
+    assert not recwarn.list
+
+
+def test_cache_that_cannot_be_written_only_warns(tmp_path, monkeypatch):
+    root = picture_folder(tmp_path / "pictures")
+    (tmp_path / "file").write_text("")
+    with pytest.warns(RuntimeWarning, match="not cached"):
+        load_dataset("imagefolder", root, cache_dir=tmp_path / "file" / "cache", progress=False)
+
+    def disk_full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(dataset_loader, "save_file", disk_full)
+    with pytest.warns(RuntimeWarning, match="No space left"):
+        load_dataset("imagefolder", root, cache_dir=tmp_path / "cache", progress=False)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_default_places(tmp_path, monkeypatch):
+    picture_folder(tmp_path / "datasets" / "imagefolder")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert len(load_dataset("imagefolder", progress=False).labels_n) == 6
+    assert len(list((tmp_path / "xdg" / "decentralized-learning").glob("imagefolder-*.safetensors"))) == 1
+
+
+def test_no_home_for_the_cache(tmp_path, monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(UsageError, match="XDG_CACHE_HOME"):
+        load_dataset("imagefolder", picture_folder(tmp_path / "pictures"), progress=False)
+
+
+def test_a_change_in_a_deep_folder_is_seen_and_circles_of_links_end(tmp_path, load):
+    root = picture_folder(tmp_path / "pictures", suffix=".bmp")
+    deep = root / "train" / "ant" / "a" / "b" / "c" / "d" / "e"
+    deep.mkdir(parents=True)
+    (deep / "up").symlink_to(root)
+    (deep / "itself").symlink_to("itself")
+    picture = Image.new("L", (6, 6), 5)
+    picture.save(deep / "0.bmp")
+    assert load("imagefolder", root).images_nCHW[:, 0, 0, 0].tolist()[:4] == [0, 1, 2, 5]
+    Image.new("L", (6, 6), 6).save(deep / "0.bmp")
+    os.utime(deep / "0.bmp", ns=(1, 1))
+    assert load("imagefolder", root).images_nCHW[:, 0, 0, 0].tolist()[:4] == [0, 1, 2, 6]
+
+
+# --------------------------------------------------------------- the fingerprint
+
+
+def test_fingerprint_describes_what_was_loaded(tmp_path, load):
+    root = picture_folder(tmp_path / "pictures", mode="RGB", sizes=((8, 6),), per_class=4)
+    data = load("imagefolder", root)
+    assert data.fingerprint == {
+        "samples": 8,
+        "test_samples": 8,
+        "shape": [3, 6, 8],
+        "classes": 2,
+        "inputs": digest_tensors({"inputs": data.images_nCHW}),
+        "labels": digest_tensors({"labels": data.labels_n}),
+        "test_inputs": digest_tensors({"inputs": data.test_images_mCHW}),
+        "test_labels": digest_tensors({"labels": data.test_labels_m}),
+        "class_names": digest_json(["ant", "bee"]),
+    }
+    assert json.loads(json.dumps(data.fingerprint)) == data.fingerprint
+    assert load("imagefolder", root, image_size=4).fingerprint["shape"] == [3, 4, 4]
+
+
+def test_each_tensor_is_hashed_once_a_load(tmp_path, load, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(
+        dataset_loader, "digest_tensors", lambda tensors: (hashed.append(tuple(tensors)), digest_tensors(tensors))[1]
+    )
+    root = picture_folder(tmp_path / "pictures")
+    for _ in ("decoded", "from the cache"):
+        hashed.clear()
+        dataclasses.replace(load("imagefolder", root))
+        assert len(hashed) == 4
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("samples", 1387, "1,437 training samples then, 1,387 now"),
+        ("test_samples", 300, "359 test samples then, 300 now"),
+        ("classes", 9, "10 classes then, 9 now"),
+        ("shape", [3, 8, 8], "pictures of shape [1, 8, 8] then, [3, 8, 8] now"),
+        ("inputs", "?", "other pictures"),
+        ("labels", "?", "other labels"),
+        ("class_names", "?", "other classes"),
+        ("test_inputs", "?", "other test data"),
+        ("test_labels", "?", "other test data"),
+    ],
+)
+def test_differences_are_said(key, value, said):
+    then = {**load_dataset("digits").fingerprint, "samples": 1437}
+    assert data_differences(then, then) is None
+    assert data_differences(then, {**then, key: value}) == said
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"labels_n": torch.tensor([0, 1, 1])}, "4 training pictures and 3 labels"),
+        ({"test_labels_m": torch.tensor([0, 2])}, "2 classes, and test labels from 0 to 2"),
+        ({"labels_n": torch.tensor([0, 1, -1, 1])}, "labels from -1 to 1"),
+        ({"test_images_mCHW": torch.zeros(2, 1, 4, 5, dtype=torch.uint8)}, "differ in size"),
+        ({"images_nCHW": torch.zeros(4, 1, 4, 4)}, "no pictures of bytes"),
+        ({"images_nCHW": torch.zeros(0, 1, 4, 4, dtype=torch.uint8), "labels_n": torch.zeros(0).long()}, "are 0 tr"),
+    ],
+)
+def test_what_a_reader_gives_must_fit_together(wrong, said, tmp_path, load, monkeypatch):
+    images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
+    fitting = Arrays(images, torch.tensor([0, 1, 0, 1]), images[:2], torch.tensor([0, 1]), ("a", "b"))
+    monkeypatch.setitem(DATASETS, "svhn", lambda *_: fitting._replace(**wrong))
+    with pytest.raises(UsageError, match=said):
+        load("svhn", tmp_path)
