@@ -232,7 +232,7 @@ def load_shards(config: Config) -> tuple[Dataset, Tensor, Tensor, list[Tensor], 
         config.dataset_name, config.dataset_path, config.image_size, config.download, progress=not config.quiet
     )
     train_ids, val_ids = split_validation(dataset.labels_n, config.val_fraction, derive_seed(config.seed, "split"))
-    if config.max_train is not None and config.max_train < len(train_ids):
+    if config.max_train is not None:
         train_ids = train_ids[subset(dataset.labels_n[train_ids], config.max_train, derive_seed(config.seed, "subset"))]
     positions = partition(
         config.partition_kind,

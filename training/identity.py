@@ -46,16 +46,16 @@ def check_identity(run_dir: Path, now: Identity) -> None:
     """Raises :class:`UsageError` where the recorded run is not the one that ``now`` describes: what changed
     since it was made, its settings and files aside (:func:`training.run.recorded_execution` compares those)."""
     then = read_record(run_dir / "config.json").get("identity")
-    if not isinstance(then, dict) or not {"data", "shards", "digest"} <= then.keys():
+    try:
+        if then["digest"] == now["digest"]:
+            return
+        what = data_differences(then["data"], now["data"])
+        what = what or ("other shards" if then["shards"] != now["shards"] else "other settings")
+    except (KeyError, TypeError) as error:
         raise UsageError(
-            f"the run {run_dir} does not record what data it was made with (an older version made it): "
+            f"the run {run_dir} does not record what data it was made with (an older version made it?): "
             "--overwrite replaces it, --run_name NAME starts another."
-        )
-    if then["digest"] == now["digest"]:
-        return
-    what = data_differences(then["data"], now["data"]) or (
-        "other shards" if then["shards"] != now["shards"] else "other settings"
-    )
+        ) from error
     raise UsageError(
         f"the data are not those that the run {run_dir} was made with ({what}): put the old files back, "
         "start another run with --run_name NAME, or replace this one with --overwrite."

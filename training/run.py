@@ -90,8 +90,12 @@ def train_run(config: Config, run_dir: Path) -> dict[str, Any]:
 
 def warn_of_other_data(job: Job) -> None:
     """Say so where ``--config`` replays a run whose data were others."""
-    then = read_json(job.config.config).get("identity") if job.config.config else None
-    what = data_differences(then["data"], job.identity["data"]) if then else None
+    if job.config.config is None:
+        return
+    try:
+        what = data_differences(read_json(job.config.config)["identity"]["data"], job.identity["data"])
+    except (KeyError, TypeError):  # settings alone, or the record of an older version
+        return
     if what:
         warnings.warn(f"--config {job.config.config}: this is no replay, the data differ ({what})", stacklevel=2)
 

@@ -334,7 +334,7 @@ def headline(job: Job, rounds: int) -> str:
         f"{config.protocol}{graph}, {rounds:,} rounds; {config.model}, {job.engine.layout.P:,} parameters; "
         f"{', '.join(filter(None, execution))}"
     ]
-    return "\n".join([*lines, *(f"skipped: {note}" for note in data.skipped)])
+    return "\n".join([*lines, *(f"left out: {note}" for note in data.skipped)])
 
 
 def worker_samples(num_workers: int) -> int:
