@@ -102,7 +102,7 @@ def draw_scores(
         shares.grid(False, axis="y")
         shares.xaxis.set_major_locator(MaxNLocator(2))
         shares.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    mark_rows(panels["worker<0"], [k - 0.4 for k in bad_workers])
+    mark_rows(panels["worker<0"], [k - 0.4 for k in bad_workers if k < workers])
     return figure
 
 
