@@ -172,7 +172,7 @@ def test_metrics_may_be_torn_but_not_broken(folder):
     ("audit.json", ("actual", 0), DELETED, "methods.dice.predicted is not of length 2"),
     ("audit.json", ("methods", "dice"), None, "methods.dice is no JSON object"),
     ("sweep.json", ("ratios", 0), None, "ratios is no list of numbers"),
-    ("sweep.json", ("methods", "if", "test_accuracy_std", 0), -0.1, "test_accuracy_std is no list of numbers from 0 on"),
+    ("sweep.json", ("methods", "if", "test_accuracy_std", 0), -0.1, "is no list of numbers from 0 on"),
     ("sweep.json", ("stage1", "test_accuracy"), None, "stage1.test_accuracy is no number"),
 ])  # fmt: skip
 def test_the_line_says_what_is_wrong(folder, name, way, wrong, said):
@@ -226,7 +226,7 @@ def test_damaged_arrays_are_refused(folder):
         ("confusion", lambda: write_confusion(stage, np.zeros((2, 3)), ["a", "b"])),
         ("confusion", lambda: write_confusion(stage, np.full((2, 2), -1), ["a", "b"])),
         ("confusion", lambda: np.savez(stage / "confusion.npz", counts=np.eye(2), class_names=np.array(["a", "b"]))),
-        ("confusion", lambda: np.savez(stage / "confusion.npz", counts=np.eye(1, dtype=int), class_names=np.array("a"))),
+        ("confusion", lambda: np.savez(stage / "confusion.npz", counts=np.eye(1, dtype=int), class_names="a")),
         ("confusion", lambda: np.savez(stage / "confusion.npz", counts=np.eye(2, dtype=int))),
         ("confusion", lambda: np.savez(stage / "confusion.npz", counts=np.array([None]), class_names=np.array(names))),
     ):
