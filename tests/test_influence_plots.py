@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import FancyArrowPatch, Rectangle, StepPatch
+from matplotlib.text import Text
 
-from tests.test_plots import assert_legible, make_run
+from tests.test_plots import NASTY, assert_legible, make_run, shown
 from utils.records import UsageError, read_scores, write_json
 from utils.topology import build_topology
 from visualization import influence_plots as plots
@@ -329,9 +332,25 @@ def test_sweep_has_a_line_a_method_and_one_for_no_pruning(deviations, tmp_path):
             np.testing.assert_allclose(np.ptp(ends, axis=1), 0.02)
     (full,) = [line for line in axes.lines if line.get_label().startswith("no pruning")]
     assert set(full.get_ydata()) == {0.957} and full.get_label() == "no pruning (95.7%)"
-    assert ("deviation" in axes.get_title(loc="left")) == deviations
+    assert axes.get_title(loc="left").endswith("\nbars: ± standard deviation" if deviations else "retraining")
     write_json(tmp_path / "sweep.json", sweep)
     assert imread(plots.plot_sweep(tmp_path, tmp_path / "new" / "sweep.png")).shape[0] > 400
+
+
+def test_sweep_over_seeds_says_how_many_and_shows_the_spread_of_both_stages(tmp_path):
+    curve = {"test_accuracy": [0.95, 0.9], "test_accuracy_std": [0.01, 0.02]}
+    methods = {"cascade": curve, "random": curve}
+    stage1 = {"test_accuracy": 0.957, "test_accuracy_std": 0.004}
+    sweep = {"ratios": [0.9, 0.5], "methods": methods, "stage1": stage1, "seeds": 5}
+    figure = plots.draw_sweep(sweep)
+    assert_legible(figure)
+    (axes,) = figure.axes
+    assert axes.get_title(loc="left").endswith("\nmean over 5 seeds; bars: ± standard deviation")
+    assert "no pruning\n(95.7% ± 0.4%)" in axes.get_legend_handles_labels()[1]
+    (band,) = axes.patches
+    np.testing.assert_allclose([band.get_y(), band.get_height()], [0.953, 0.008])
+    write_json(tmp_path / "sweep.json", sweep)
+    assert imread(plots.plot_sweep(tmp_path, tmp_path / "sweep.png")).shape[0] > 400
 
 
 # ---- node view ----------------------------------------------------------------------------------
@@ -398,6 +417,35 @@ def test_few_effects_are_all_drawn():
     graph = draw_node_view(view, build_topology("ring", 8).to_json()).axes[1]
     assert len(arrows_of(graph)) == effects > 4
     assert "strongest" not in graph.get_legend().get_title().get_text()
+
+
+def test_bad_workers_that_hold_no_scored_sample_are_not_marked():
+    figure = draw_scores(np.arange(4.0), np.zeros(4, int), np.arange(4) % 2, "a", bad_workers=[1, 7, 10**9])
+    assert_legible(figure)
+    assert [line.get_ydata().tolist() for line in figure.axes[-1].lines] == [[0.6]]
+
+
+def test_every_picture_takes_any_name(run_dir):
+    zeros = np.zeros(len(NASTY), int)
+    lines = [{"round": 0, "val_loss": 1.0, "val_accuracy": 0.5}]
+    method = {"lds": 0.5, "interval": None, "predicted": [0.1]}
+    curve = {"test_accuracy": [0.5]}
+    labels = np.arange(len(NASTY))
+    images = np.zeros((len(NASTY), 4, 4, 1), np.uint8)
+    for figure in (
+        draw_scores(np.linspace(-1, 1, len(NASTY)), labels, zeros, NASTY, method=NASTY[0]),
+        plots.draw_contact_sheet(images, labels, np.linspace(-1e-3, 1e-3, len(NASTY)), labels, NASTY),
+        plots.draw_comparison({name: (lines, {"test_accuracy": 0.5}) for name in NASTY[:2]}),
+        plots.draw_audit(audit_of(dict.fromkeys(NASTY, method), [0.1]) | {"target": "$\\frac{$"}),
+        plots.draw_sweep({"ratios": [0.5], "methods": dict.fromkeys(NASTY, curve), "stage1": {"test_accuracy": 0.5}}),
+        draw_node_view(node_view(4) | {"algorithm": "$\\frac{$"}, build_topology("ring", 4).to_json()),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # letters that the font lacks
+            FigureCanvasAgg(figure).draw()
+        for text in figure.findobj(Text):
+            if "10^" not in text.get_text():  # a scale of ours
+                shown(text)
 
 
 def test_many_workers_get_a_heat_map_and_no_table_gets_the_plain_graph():

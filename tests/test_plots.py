@@ -407,7 +407,7 @@ def test_plot_run_draws_the_confusion_where_it_is_recorded(runs, tmp_path):
 
 
 NASTY = ["$\\frac{$", "$", "$a$", "a_b^c", "\\$", "_hidden", "new\nline\ttab", "\ufffd\ufffd", "half \ud800 a pair",
-         "😀🐱", "שלום", "مرحبا", "\u202ereversed", "猫と犬", "\x00\x07", "%s {} \\n", "a long name " * 40, ""]  # fmt: skip
+         "😀🐱", "שלום", "مرحبا", "\u202ereversed", "猫と犬", "\x00\x07", "%s {}", "a long name " * 40, ""]  # fmt: skip
 
 
 def shown(text: Text) -> str:
@@ -426,7 +426,7 @@ def test_any_name_is_drawn_as_it_is(name):
         FigureCanvasAgg(figure).draw()
     drawn = shown(text).strip(" \u2068\u2069")
     assert len(drawn) <= 14 and "\n" not in drawn
-    if name.isascii() and name.isprintable() and len(name) <= 14:
+    if name.isascii() and name.isprintable() and 0 < len(name) <= 14:
         assert drawn == name
 
 

@@ -106,6 +106,7 @@ def plain(text: object, longest: int = LONGEST_NAME) -> str:
     ``longest`` letters, never taken for a formula or for a label to hide. What the font lacks becomes its code."""
     words = " ".join(str(text).split())
     visible = "".join(_drawable(letter) for letter in words if unicodedata.category(letter) not in ("Cc", "Cf"))
+    visible = visible or "(no name)"
     if len(visible) > longest:  # names often differ in their last letters
         end = longest // 4
         visible = f"{visible[: longest - 1 - end]}…{visible[-end:]}"
