@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import FancyArrowPatch, Rectangle, StepPatch
+from matplotlib.text import Text
 
-from tests.test_plots import assert_legible, make_run
-from utils.records import UsageError, write_json
-from utils.scores import write_scores
+from tests.test_plots import NASTY, assert_legible, make_run, shown
+from utils.records import UsageError, read_scores, write_json
 from utils.topology import build_topology
 from visualization import influence_plots as plots
 from visualization.node_view import HARMED, HELPED, draw_node_view
@@ -27,9 +30,12 @@ from visualization.style import RED
 RNG = np.random.default_rng
 
 
-def write(path, scores_n, sample_id_n, worker_n):
-    """Scores on disk, for a picture to be drawn of."""
-    write_scores(path, {"scores": scores_n, "sample_id": sample_id_n, "worker": worker_n}, {"method": path.stem})
+def write_scores(path, scores_n, sample_id_n, worker_n, **settings):
+    group = zarr.open_group(path, mode="w")
+    for name, values in ("scores", scores_n), ("sample_id", sample_id_n), ("worker", worker_n):
+        group[name] = np.asarray(values)
+    group.attrs["settings"] = settings
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +51,36 @@ def run_dir(tmp_path_factory):
         )
     worker_n = np.arange(400) % 8
     scores_n = 1e-4 * RNG(0).standard_t(2, 400) - 3e-4 * (worker_n == 3)
-    write(root / "influence" / "dice.zarr", scores_n, np.arange(400)[::-1], worker_n)
+    write_scores(root / "influence" / "dice.zarr", scores_n, np.arange(400)[::-1], worker_n, dice_hops=2)
     return root
+
+
+# ---- reading scores -----------------------------------------------------------------------------
+
+
+def test_scores_come_back_as_written(tmp_path):
+    written = RNG(0).standard_normal(7)
+    record = read_scores(write_scores(tmp_path / "x.zarr", written, np.arange(7) * 3, [0, 1] * 3 + [2], seed=5))
+    np.testing.assert_array_equal(record["scores"], written)
+    assert record["sample_id"].tolist() == [0, 3, 6, 9, 12, 15, 18] and record["worker"][-1] == 2
+    assert record["settings"] == {"seed": 5}
+    assert [record[k].dtype for k in ("scores", "sample_id", "worker")] == [np.float64, np.int64, np.int64]
+
+
+def test_missing_and_damaged_scores_are_one_line(tmp_path):
+    with pytest.raises(UsageError, match="no scores at"):
+        read_scores(tmp_path / "none.zarr")
+    intact = write_scores(tmp_path / "intact.zarr", np.zeros(4), np.arange(4), np.zeros(4, int))
+    write_scores(tmp_path / "uneven.zarr", np.zeros(4), np.arange(3), np.zeros(4, int))
+    for damage in ("scores", "worker/zarr.json", "zarr.json"):
+        damaged = tmp_path / f"{damage.replace('/', '-')}.zarr"
+        shutil.copytree(intact, damaged)
+        target = damaged / damage
+        shutil.rmtree(target) if target.is_dir() else target.write_text("{")
+    for damaged in tmp_path.glob("[!i]*.zarr"):
+        with pytest.raises(UsageError, match="damaged") as error:
+            read_scores(damaged)
+        assert "\n" not in str(error.value)
 
 
 # ---- stage against stage ------------------------------------------------------------------------
@@ -185,7 +219,7 @@ def test_plot_scores_finds_the_bad_samples_by_id(run_dir, tmp_path, monkeypatch)
     write_json(stage1 / "corruption.json", {"flipped": [], "bad_workers": [3], "kind": "noise"})
     plots.plot_scores(stage1, scores, tmp_path / "s.png")
     assert np.flatnonzero(drawn["bad_n"]).tolist() == list(range(3, 400, 8))
-    write(tmp_path / "other.zarr", np.zeros(1), [10**6], [0])
+    write_scores(tmp_path / "other.zarr", np.zeros(1), [10**6], [0])
     with pytest.raises(UsageError, match="samples that"):
         plots.plot_scores(stage1, tmp_path / "other.zarr", tmp_path / "s.png")
 
@@ -298,9 +332,25 @@ def test_sweep_has_a_line_a_method_and_one_for_no_pruning(deviations, tmp_path):
             np.testing.assert_allclose(np.ptp(ends, axis=1), 0.02)
     (full,) = [line for line in axes.lines if line.get_label().startswith("no pruning")]
     assert set(full.get_ydata()) == {0.957} and full.get_label() == "no pruning (95.7%)"
-    assert ("deviation" in axes.get_title(loc="left")) == deviations
+    assert axes.get_title(loc="left").endswith("\nbars: ± standard deviation" if deviations else "retraining")
     write_json(tmp_path / "sweep.json", sweep)
     assert imread(plots.plot_sweep(tmp_path, tmp_path / "new" / "sweep.png")).shape[0] > 400
+
+
+def test_sweep_over_seeds_says_how_many_and_shows_the_spread_of_both_stages(tmp_path):
+    curve = {"test_accuracy": [0.95, 0.9], "test_accuracy_std": [0.01, 0.02]}
+    methods = {"cascade": curve, "random": curve}
+    stage1 = {"test_accuracy": 0.957, "test_accuracy_std": 0.004}
+    sweep = {"ratios": [0.9, 0.5], "methods": methods, "stage1": stage1, "seeds": 5}
+    figure = plots.draw_sweep(sweep)
+    assert_legible(figure)
+    (axes,) = figure.axes
+    assert axes.get_title(loc="left").endswith("\nmean over 5 seeds; bars: ± standard deviation")
+    assert "no pruning\n(95.7% ± 0.4%)" in axes.get_legend_handles_labels()[1]
+    (band,) = axes.patches
+    np.testing.assert_allclose([band.get_y(), band.get_height()], [0.953, 0.008])
+    write_json(tmp_path / "sweep.json", sweep)
+    assert imread(plots.plot_sweep(tmp_path, tmp_path / "sweep.png")).shape[0] > 400
 
 
 # ---- node view ----------------------------------------------------------------------------------
@@ -367,6 +417,35 @@ def test_few_effects_are_all_drawn():
     graph = draw_node_view(view, build_topology("ring", 8).to_json()).axes[1]
     assert len(arrows_of(graph)) == effects > 4
     assert "strongest" not in graph.get_legend().get_title().get_text()
+
+
+def test_bad_workers_that_hold_no_scored_sample_are_not_marked():
+    figure = draw_scores(np.arange(4.0), np.zeros(4, int), np.arange(4) % 2, "a", bad_workers=[1, 7, 10**9])
+    assert_legible(figure)
+    assert [line.get_ydata().tolist() for line in figure.axes[-1].lines] == [[0.6]]
+
+
+def test_every_picture_takes_any_name(run_dir):
+    zeros = np.zeros(len(NASTY), int)
+    lines = [{"round": 0, "val_loss": 1.0, "val_accuracy": 0.5}]
+    method = {"lds": 0.5, "interval": None, "predicted": [0.1]}
+    curve = {"test_accuracy": [0.5]}
+    labels = np.arange(len(NASTY))
+    images = np.zeros((len(NASTY), 4, 4, 1), np.uint8)
+    for figure in (
+        draw_scores(np.linspace(-1, 1, len(NASTY)), labels, zeros, NASTY, method=NASTY[0]),
+        plots.draw_contact_sheet(images, labels, np.linspace(-1e-3, 1e-3, len(NASTY)), labels, NASTY),
+        plots.draw_comparison({name: (lines, {"test_accuracy": 0.5}) for name in NASTY[:2]}),
+        plots.draw_audit(audit_of(dict.fromkeys(NASTY, method), [0.1]) | {"target": "$\\frac{$"}),
+        plots.draw_sweep({"ratios": [0.5], "methods": dict.fromkeys(NASTY, curve), "stage1": {"test_accuracy": 0.5}}),
+        draw_node_view(node_view(4) | {"algorithm": "$\\frac{$"}, build_topology("ring", 4).to_json()),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # letters that the font lacks
+            FigureCanvasAgg(figure).draw()
+        for text in figure.findobj(Text):
+            if "10^" not in text.get_text():  # a scale of ours
+                shown(text)
 
 
 def test_many_workers_get_a_heat_map_and_no_table_gets_the_plain_graph():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -18,13 +20,22 @@ from matplotlib.image import imread
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
 
-from utils.records import MetricsLog, Run, UsageError, write_json, write_labels, write_partition
+from utils.records import (
+    MetricsLog,
+    Run,
+    UsageError,
+    read_confusion,
+    write_confusion,
+    write_json,
+    write_labels,
+    write_partition,
+)
 from utils.topology import build_topology
 from visualization import plot_utils as plots
 from visualization.checked import load_lines, load_summary
-from visualization.class_plots import count_classes
+from visualization.class_plots import count_classes, draw_confusion
 from visualization.several_runs import run_names
-from visualization.style import graph_edges, node_diameter, place_workers, style
+from visualization.style import graph_edges, node_diameter, place_workers, plain, style
 
 CLASSES = 10
 
@@ -332,20 +343,138 @@ def test_names_are_the_parts_of_the_paths_that_differ(tmp_path):
         run_names([tmp_path, tmp_path / "."])
 
 
-def test_command_line(runs, tmp_path, capsys):
-    sheet, seeds = tmp_path / "new" / "sheet.png", tmp_path / "seeds.png"
-    assert plots.main([str(runs[8]), str(runs[64]), "--out", str(sheet)]) == 0
-    assert plots.main(["--seeds", str(runs[8]), str(runs[64]), "--out", str(seeds)]) == 0
-    assert capsys.readouterr().out.split() == [str(sheet), str(seeds)]
-    assert imread(sheet).shape[0] >= 400 and imread(seeds).shape[0] >= 400
-    (tmp_path / "file").write_text("")
-    for argv in ([str(tmp_path)], [str(runs[8]), str(runs[8])], [str(runs[8]), "--out", "x.png"],
-                 [str(runs[8]), str(runs[64]), "--out", str(tmp_path / "file" / "x.png")]):  # fmt: skip
-        assert plots.main(argv) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1
-    for argv, code in ([], 2), (["--bogus", "x"], 2), (["--help"], 0):
-        with pytest.raises(SystemExit) as stop:
-            plots.main(argv)
-        assert stop.value.code == code
-        assert capsys.readouterr().err.count("\n") == (code == 2)
+# ---- confusion ----------------------------------------------------------------------------------
+
+
+def confusion(classes: int, each: int = 40, seed: int = 0) -> np.ndarray:
+    """Counts [C, C] of a model that is mostly right."""
+    rng = np.random.default_rng(seed)
+    share_CC = 0.7 * np.eye(classes) + 0.3 * rng.dirichlet(np.full(classes, 0.2), classes)
+    return np.stack([rng.multinomial(each, share_C) for share_C in share_CC])
+
+
+def test_confusion_comes_back_as_written(tmp_path):
+    counts_CC, names = confusion(3), ["a", "$\\frac{$", "half \ud800 a pair"]
+    write_confusion(tmp_path, counts_CC.tolist(), names)
+    read_CC, read_names = read_confusion(tmp_path)
+    np.testing.assert_array_equal(read_CC, counts_CC)
+    assert read_CC.dtype == np.int64 and read_names == names
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 12, 13, 100, 200])
+def test_confusion_is_legible_and_shows_the_accuracy_of_each_class(classes):
+    counts_CC = confusion(classes)
+    figure = draw_confusion(counts_CC, [f"n{c:08d} with a long name" for c in range(classes)])
+    assert_legible(figure)
+    heat, bars, *worst, _ = figure.axes
+    share_CC = counts_CC / counts_CC.sum(1, keepdims=True)
+    np.testing.assert_allclose(heat.images[0].get_array(), share_CC)
+    np.testing.assert_allclose([bar.get_width() for bar in bars.patches], share_CC.diagonal())
+    assert f"{counts_CC.trace() / counts_CC.sum():.1%} of {counts_CC.sum():,}" in heat.get_title(loc="left")
+    assert heat.get_xlabel() == "predicted class" and heat.get_ylabel() == "true class"
+    numbers = sorted(int(text.get_text()) for text in heat.texts)
+    assert numbers == (sorted(counts_CC[counts_CC > 0].tolist()) if classes <= 12 else [])
+    assert len(heat.get_xticks()) <= 25 and bool(worst) == (classes > 12)
+    if worst:
+        (listed,) = worst[0].texts
+        wrong_CC = counts_CC * (1 - np.eye(classes, dtype=int))
+        true, taken = np.unravel_index(wrong_CC.argmax(), wrong_CC.shape)
+        first, figures, *others = listed.get_text().split("\n")
+        assert f"n{true:08d}" in first.split("→")[0] and f"n{taken:08d}" in first.split("→")[1]
+        assert figures.strip() == f"{wrong_CC.max()} of 40 ({wrong_CC.max() / 40:.0%})" and len(others) == 22
+
+
+def test_confusion_with_nothing_to_show():
+    counts_CC = np.diag([5, 0, 3])
+    figure = draw_confusion(counts_CC, "abc")
+    assert_legible(figure)
+    heat, bars, _ = figure.axes
+    assert heat.images[0].get_array().mask.tolist() == [[False] * 3, [True] * 3, [False] * 3]
+    assert [text.get_text() for text in bars.texts] == ["100%", "n/a", "100%"]
+    assert_legible(draw_confusion(np.zeros((2, 2), int), "ab"))
+    right = draw_confusion(np.diag(np.full(20, 7)), [str(c) for c in range(20)])
+    assert right.axes[2].texts[0].get_text() == "nothing"
+
+
+def test_plot_run_draws_the_confusion_where_it_is_recorded(runs, tmp_path):
+    shutil.copytree(runs[8], tmp_path / "stage1")
+    write_confusion(tmp_path / "stage1", confusion(CLASSES), [str(c) for c in range(CLASSES)])
+    paths = plots.plot_run(tmp_path / "stage1")
+    assert paths[-1].name == "confusion.png" and imread(paths[-1]).shape[0] > 600
+
+
+# ---- names that users give ----------------------------------------------------------------------
+
+
+NASTY = ["$\\frac{$", "$", "$a$", "a_b^c", "\\$", "_hidden", "new\nline\ttab", "\ufffd\ufffd", "half \ud800 a pair",
+         "😀🐱", "שלום", "مرحبا", "\u202ereversed", "猫と犬", "\x00\x07", "%s {}", "a long name " * 40, ""]  # fmt: skip
+
+
+def shown(text: Text) -> str:
+    """What is drawn of a text; fails where matplotlib takes it for a formula."""
+    words, formula = text._preprocess_math(text.get_text())
+    assert not formula, words
+    return words
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_any_name_is_drawn_as_it_is(name):
+    figure = Figure()
+    text = figure.text(0, 0.5, plain(name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a letter that the font lacks
+        FigureCanvasAgg(figure).draw()
+    drawn = shown(text).strip(" \u2068\u2069")
+    assert len(drawn) <= 14 and "\n" not in drawn
+    if name.isascii() and name.isprintable() and 0 < len(name) <= 14:
+        assert drawn == name
+
+
+def test_what_is_drawn_of_names():
+    names = ["half \ud800 a pair", "猫", "new\nline", "\u202eab", "_x", "n01443537 goldfish, Carassius auratus"]
+    expected = ["half \ufffd a pair", "U+732B", "new line", "ab", " _x", "n01443537 …tus"]
+    assert [plain(name) for name in names] == expected
+    assert plain("x" * 100, 60) == "x" * 44 + "…" + "x" * 15
+
+
+def test_every_picture_takes_any_name():
+    counts_CC = confusion(len(NASTY))
+    lines = [metrics_line(round, 4, np.random.default_rng(0)) for round in range(4)]
+    figures = [
+        plots.draw_class_mix(counts_CC, NASTY),
+        draw_confusion(counts_CC, NASTY),
+        draw_confusion(counts_CC[:10, :10], NASTY[:10]),
+        plots.draw_compare({name: lines for name in NASTY}),
+        plots.draw_topology(build_topology("ring", 3).to_json() | {"mode": "$\\frac{$"}),
+    ]
+    for figure in figures:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_legible(figure)
+    assert len(figures[3].legends[0].get_texts()) == len(set(NASTY)), "none is left out of the legend"
+
+
+# ---- small and odd runs -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2, 300])
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_the_smallest_runs_are_drawn(tmp_path, workers, rounds):
+    path = make_run(tmp_path / "stage1", workers, rounds=2 * rounds)
+    write_labels(path, np.zeros(24 * 300, int), ["the only class"])
+    write_confusion(path, [[4]], ["the only class"])
+    assert len(plots.plot_run(path)) == 5
+    assert plots.plot_seeds([path], tmp_path / "seeds.png").exists()
+    assert plots.plot_compare([path], tmp_path / "compare.png").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 40, 1024])
+def test_fine_tuning_is_legible_and_survives_unknown_accuracies(workers):
+    rng = np.random.default_rng(0)
+    before_N, after_N = rng.uniform(0.2, 0.6, (2, workers)) + [[0], [0.3]]
+    record = {"epochs": 2, "head_only": False, "before": before_N, "after": after_N}
+    figure = plots.draw_finetune(record)
+    assert_legible(figure)
+    assert f"mean {before_N.mean():.1%} before, {after_N.mean():.1%} after" in figure.axes[0].get_title(loc="left")
+    after_N[0] = np.nan
+    assert "nan" not in plots.draw_finetune(record).axes[0].get_title(loc="left")

@@ -16,6 +16,7 @@ from utils.errors import UsageError
 from utils.records import PathLike, Run, read_json, read_labels, read_partition
 
 LARGEST = 1e300  # figures beyond it are as good as infinite: the margins of a plot would overflow
+BEYOND = 2**53  # whole numbers from here on are not exact in float64
 
 CURVES = ("epoch", "train_loss", "val_loss", "val_accuracy", "consensus_val_loss", "consensus_val_accuracy",
           "consensus_distance", "virtual_seconds", "bytes")  # fmt: skip
@@ -52,7 +53,7 @@ class Record:
         """A whole number, ``least`` or more."""
         value = self._value(key)
         whole = isinstance(value, int) and not isinstance(value, bool)
-        return self._expect(whole and value >= least, key, f"no whole number from {least} on")
+        return self._expect(whole and least <= value < BEYOND, key, f"no whole number from {least} on")
 
     def number(self, key: str, known: bool = True) -> float:
         """A number; with ``known=False`` null is one, NaN."""
@@ -79,7 +80,7 @@ class Record:
         self._expect(fits, key, f"no table of {size} x {size} numbers")
         return np.array(rows)
 
-    def indices(self, key: str, below: int = 2**53) -> np.ndarray:
+    def indices(self, key: str, below: int = BEYOND) -> np.ndarray:
         """A list of whole numbers from 0 on (int64), all under ``below``."""
         numbers_k = self.numbers(key, known=True)
         fits = ((numbers_k >= 0) & (numbers_k < below) & (numbers_k == np.floor(numbers_k))).all()

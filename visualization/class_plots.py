@@ -97,7 +97,7 @@ def draw_confusion(counts_CC: np.ndarray, class_names: Sequence[str]) -> Figure:
     share_CC = counts_CC / np.where(sizes_C > 0, sizes_C, np.nan)[:, None]
     numbered = classes <= MOST_NUMBERED_CLASSES
     side = float(np.clip(1.5 + 0.42 * classes, 3, 6.2))
-    widths = (side, 1.4) if numbered else (side, 1.4, 2.4)
+    widths = (side, 1.4) if numbered else (side, 1.4, 2.7)
     figure = Figure(figsize=(2.2 + sum(widths), side + 1.1))
     heat, bars, *rest = figure.subplots(1, len(widths), width_ratios=widths)
     colours = colormaps["Blues"].with_extremes(bad="#EEEEEE")

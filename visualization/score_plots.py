@@ -77,7 +77,7 @@ def draw_scores(
     )  # fmt: skip
     axis = _score_axis(scores_n)
     _everything(panels["all"], scores_n, bad_n, kind, axis)
-    title = f"Scores of {len(scores_n):,} samples{', ' * bool(method)}{plain(method, LONGEST_LABEL)}"
+    title = f"Scores of {len(scores_n):,} samples" + (f", {plain(method, LONGEST_LABEL)}" if method else "")
     title += f": {_mean(scores_n < 0):.0%} below zero (harmful)"
     if bad_n.any():
         lowest_n = np.argsort(scores_n, kind="stable")[: round(len(scores_n) / 10)]
@@ -103,7 +103,7 @@ def draw_scores(
         shares.grid(False, axis="y")
         shares.xaxis.set_major_locator(MaxNLocator(2))
         shares.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    mark_rows(panels["worker<0"], [k - 0.4 for k in bad_workers])
+    mark_rows(panels["worker<0"], [k - 0.4 for k in bad_workers if k < workers])
     return figure
 
 

@@ -165,4 +165,5 @@ def shared_folder(run_dirs: Sequence[PathLike]) -> Path:
     folder = Path(os.path.commonpath([Path(path).absolute().parent for path in run_dirs]))
     if folder == folder.parent or not os.access(folder, os.W_OK):
         raise UsageError(f"no sheet can be put in {folder}, the folder that the runs share; say where with --out FILE")
-    return folder
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder

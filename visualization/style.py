@@ -106,6 +106,7 @@ def plain(text: object, longest: int = LONGEST_NAME) -> str:
     ``longest`` letters, never taken for a formula or for a label to hide. What the font lacks becomes its code."""
     words = " ".join(str(text).split())
     visible = "".join(_drawable(letter) for letter in words if unicodedata.category(letter) not in ("Cc", "Cf"))
+    visible = visible or "(no name)"
     if len(visible) > longest:  # names often differ in their last letters
         end = longest // 4
         visible = f"{visible[: longest - 1 - end]}…{visible[-end:]}"
@@ -212,10 +213,12 @@ def index_ticks(axis: Axis, count: int, names: Sequence[str], most: int) -> None
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
+    """The legend of ``axes`` under the figure, which grows where many entries need room."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         width = 0.085 * max(map(len, labels)) + 0.6  # inches an entry takes
         columns = int(np.clip(figure.get_figwidth() // width, 1, len(labels)))
+        figure.set_figheight(figure.get_figheight() + 0.19 * max(0, -(-len(labels) // columns) - 2))
         legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
         for handle in legend.get_lines():
             handle.set_alpha(1)
