@@ -200,7 +200,7 @@ def test_a_node_with_a_wrong_key_or_certificate_is_refused(flower, tmp_path):
             capture_output=True,
         )
     with Loopback(tmp_path / "flower", keys, flower) as federation:
-        federation.register(0)
+        federation.register(keys / "node-0")
         right = federation.start_node(0, 2)
         wrong = {
             "unregistered": federation.start_node(1, 2, name="unregistered"),
