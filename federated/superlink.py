@@ -9,6 +9,7 @@ execute code on every node. Behind the fence, the rest is for connections from t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,6 +40,7 @@ def main() -> None:
     """What flower-superlink does, with the fence around its application. No proxy is believed about where
     a connection comes from."""
     import uvicorn
+    from flwr.supercore.http_logging import get_uvicorn_log_config
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
     from flwr.superlink.main import create_app
 
@@ -49,6 +51,7 @@ def main() -> None:
         port=config.port,
         ssl_keyfile=config.ssl_keyfile,
         ssl_certfile=config.ssl_certfile,
+        log_config=get_uvicorn_log_config(logging.INFO),
         proxy_headers=False,
     )
 
