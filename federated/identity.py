@@ -1,9 +1,10 @@
 """Who a node is, proved by a key, whoever registered it with Flower.
 
-Flower lets in every node whose key somebody registered, and believes the ``partition-id`` that it claims. So
-the server has an allow-list of its own, the public key of each worker, and puts a fresh random challenge into
-every message. A node signs a statement: who it is, what it was asked, and what it answers. The server builds
-the same statement from what it sent and received, so anything altered, swapped or replayed does not verify.
+Flower lets in every node whose key somebody registered, and does not tie what a node says to its key: not the
+``partition-id`` that it claims, and not its replies. So the server has an allow-list of its own, the public key
+of each worker, and puts a fresh random challenge into every message. A node signs a statement: who it is, what
+it was asked, and what it answers. The server builds the same statement from what it sent and received, so
+anything altered, swapped or replayed does not verify.
 
 Nothing here knows Flower.
 """
@@ -20,7 +21,7 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from cryptography.hazmat.primitives.serialization import load_pem_public_key, load_ssh_private_key, load_ssh_public_key
 
 from federated.rounds import Arrays, Reply
 from utils.digest import digest_json, digest_tensors
@@ -94,6 +95,11 @@ def read_allow_list(folder: Path, workers: int) -> list[PublicKey]:
         if key in keys[:worker]:
             raise UsageError(f"workers {keys.index(key)} and {worker} share a key in {folder}: give each its own.")
     return keys
+
+
+def is_listed(keys: list[PublicKey], public: bytes) -> bool:
+    """Whether a public key, in PEM as Flower keeps it, is one of the workers'."""
+    return load_pem_public_key(public) in keys
 
 
 def _read_public_key(file: Path) -> PublicKey:

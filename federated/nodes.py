@@ -1,7 +1,8 @@
 """The Flower nodes of a run: found, asked who they are, and asked to train.
 
-With an allow-list, only a node that proves to have a worker's key becomes that worker, and only what this key
-signed is taken from it. Anybody else who is online is ignored, and can neither stop the run nor make it wait.
+With an allow-list, only nodes that hold a listed key are sent anything, and only what the worker's key signed
+is taken from them. Other nodes that are online are ignored. They do not even learn the run's number, without
+which Flower 1.41 takes no message from a node; with it, it takes any, also in the name of the server.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from federated.identity import PublicKey, Question, introduction, is_signed, training
+from federated.identity import PublicKey, Question, introduction, is_listed, is_signed, training
 from federated.rounds import Arrays, Reply, fingerprint
 from training.build import Job
 from utils.errors import UsageError
@@ -28,8 +29,8 @@ class Nodes:
     """The N nodes of a run, by worker: once made, each worker has a node with the right data.
 
     ``keys``: the public key of each worker. Without them a node is the worker that it says it is.
-    Raises :class:`UsageError` where nodes stay away for ``patience`` seconds, two are the same worker, or
-    one has other data; without keys, also where one fails.
+    Raises :class:`UsageError` where nodes stay away for ``patience`` seconds, two are the same worker, or one
+    fails, has other data, or does not sign with its worker's key.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Nodes:
         self.grid, self.job, self.run, self.keys = grid, job, run, keys
         self.reply_seconds = reply_seconds
         self.node_of: dict[int, int] = {}
-        self.ignored: list[str] = []
+        self.strangers: set[int] = set()
         self._gather(patience)
 
     def exchange(self, r: int, workers: list[int], arrays: Arrays) -> list[Reply]:
@@ -70,9 +71,10 @@ class Nodes:
         known: set[int] = set()
         deadline = time.monotonic() + patience
         while True:
-            present = set(self.grid.get_node_ids())
-            asked |= self._ask(sorted(present - known), MessageType.QUERY, {})
-            known = present  # so a node that left and came back is asked again
+            present = {node.node_id: node.public_key for node in self.grid.get_nodes()}
+            new = [node for node in present if node not in known and self._may_be_asked(node, present[node])]
+            asked |= self._ask(new, MessageType.QUERY, {})
+            known = set(present)  # so a node that left and came back is asked again
             for question, message in self._answers(asked):
                 self._admit(question, message)
             missing = [worker for worker in range(self.job.config.num_workers) if worker not in self.node_of]
@@ -82,12 +84,21 @@ class Nodes:
                 raise UsageError(self._absent(missing[0], patience))
             time.sleep(POLL_SECONDS)
 
+    def _may_be_asked(self, node: int, key: bytes) -> bool:
+        """With an allow-list, whether the key that a node proved to Flower is in it; a stranger is named once."""
+        if not self.keys or is_listed(self.keys, key):
+            return True
+        if node not in self.strangers:
+            self.strangers.add(node)
+            print(f"ignored: node {node}, whose key is not in the allow-list")
+        return False
+
     def _absent(self, worker: int, patience: float) -> str:
         key = f" and the key of node-{worker}.pub" if self.keys else ""
-        ignored = f" Ignored: {'; '.join(self.ignored[:3])}." if self.ignored else ""
+        strangers = f" ({len(self.strangers)} with keys that are not in the allow-list)" if self.strangers else ""
         return (
-            f"no node came as worker {worker} within {patience:.0f} s: start one with partition-id={worker}{key} in "
-            f"its --node-config (or give more time with nodes-seconds in the run config), then run again.{ignored}"
+            f"no node came as worker {worker} within {patience:.0f} s{strangers}: start one with partition-id={worker}"
+            f"{key} in its --node-config, or give more time with nodes-seconds in the run config, then run again."
         )
 
     def _ask(self, nodes: list[int], kind: str, content: dict) -> Asked:
@@ -104,87 +115,68 @@ class Nodes:
         ids = self.grid.push_messages(messages) if messages else []
         return {id: question for id, question in zip(ids, questions, strict=False) if id}  # none for one that left
 
-    def _answers(self, asked: Asked) -> Iterator[tuple[Question, Message | None]]:
-        """The answers that have come, and what they answer, which is then no longer ``asked``. None stands
-        for one that Flower cannot decode."""
-        for id in list(asked):
-            try:
-                messages = list(self.grid.pull_messages([id]))
-            except Exception:  # whatever a stranger made of it: it must not stop the run
-                messages = [None]
-            if messages:
-                yield asked.pop(id), messages[0]
+    def _answers(self, asked: Asked) -> Iterator[tuple[Question, Message]]:
+        """The answers that have come, and what they answer, which is then no longer ``asked``."""
+        for message in self.grid.pull_messages(list(asked)) if asked else ():
+            question = asked.pop(message.metadata.reply_to_message_id, None)
+            if question:  # else it answers nothing
+                yield question, message
 
-    def _admit(self, question: Question, message: Message | None) -> None:
-        """Make a node the worker that it proves to be; ignore it where it does not."""
-        try:
-            worker, found = self._introduction(question, message)
-        except UsageError as error:
-            if self.keys is None:
-                raise UsageError(f"{error}: see its log, {AGAIN}.") from None
-            self.ignored.append(str(error))
-            print(f"ignored: {error}")
-            return
-        if worker in self.node_of:
+    def _admit(self, question: Question, message: Message) -> None:
+        """Make a node the worker that it is."""
+        worker, found = self._introduction(question, message)
+        if self.node_of.setdefault(worker, question.node) != question.node:
             raise UsageError(f"two nodes are worker {worker}: give each a partition-id of its own.")
         if found != fingerprint(self.job, worker):
             raise UsageError(
                 f"the node of worker {worker} has other data than the server's copy of its "
                 "shard: use the same code and data set everywhere."
             )
-        self.node_of[worker] = question.node
 
-    def _introduction(self, question: Question, message: Message | None) -> tuple[int, str]:
-        """The worker and the data of a node, proved where there are keys. Raises :class:`UsageError`."""
+    def _introduction(self, question: Question, message: Message) -> tuple[int, str]:
+        """The worker and the data of a node, proved where there are keys."""
         name = f"node {question.node}"
         content = _content(name, message)
         try:
-            answer, signature = content.config_records["node"], content.config_records["proof"]["signature"]
-            worker, found = answer["worker"], answer["fingerprint"]
-        except KeyError:
-            raise UsageError(f"{name} sent no introduction: use the same code everywhere") from None
-        if type(worker) is not int or not 0 <= worker < self.job.config.num_workers:
-            raise UsageError(f"{name} says that it is worker {_plain(worker)}, which there is not")
-        if self.keys:
-            self._check(worker, introduction(question, worker, str(found)), signature, f"{name}, as worker {worker},")
-        return worker, str(found)
+            answer = content.config_records["node"]
+            worker, found = int(answer["worker"]), str(answer["fingerprint"])
+        except (KeyError, TypeError, ValueError):
+            raise UsageError(f"{name} sent no introduction: use the same code everywhere, {AGAIN}.") from None
+        if not 0 <= worker < self.job.config.num_workers:
+            raise UsageError(f"{name} says that it is worker {worker} of {self.job.config.num_workers}: see its log.")
+        self._check(f"{name}, as worker {worker},", worker, introduction(question, worker, found), content)
+        return worker, found
 
-    def _reply(self, worker: int, question: Question, r: int, asked: Arrays, message: Message | None) -> Reply:
-        """What a node sent back, proved where there are keys. Raises :class:`UsageError`."""
+    def _reply(self, worker: int, question: Question, r: int, asked: Arrays, message: Message) -> Reply:
+        """What a node sent back, proved where there are keys."""
         name = f"the node of worker {worker}"
+        content = _content(name, message)
         try:
-            content = _content(name, message)
             reply = Reply(
                 {key: array.numpy() for key, array in content.array_records["model"].items()},
                 float(content.metric_records["result"]["loss"]),
             )
-            if self.keys:
-                signature = content.config_records["proof"]["signature"]
-                self._check(worker, training(question, worker, r, asked, reply), signature, name)
-        except UsageError as error:
-            raise UsageError(f"{error}: see its log, {AGAIN}.") from None
+            statement = training(question, worker, r, asked, reply)
         except (KeyError, TypeError, ValueError, RuntimeError):  # missing, or arrays that are none
             raise UsageError(f"{name} sent no proper reply: use the same code everywhere, {AGAIN}.") from None
+        self._check(name, worker, statement, content)
         return reply
 
-    def _check(self, worker: int, statement: dict, signature: object, name: str) -> None:
-        """Raise :class:`UsageError` unless the worker's key signed the statement."""
-        if not signature:
-            raise UsageError(f'{name} signs nothing (its --node-config needs key="...")')
+    def _check(self, name: str, worker: int, statement: dict, content: RecordDict) -> None:
+        """Raise :class:`UsageError` unless the worker's key signed the statement, where there are keys."""
+        if not self.keys:
+            return
+        signature = content.config_records.get("proof", {}).get("signature")
         if not isinstance(signature, bytes) or not is_signed(self.keys[worker], statement, signature):
-            raise UsageError(f"{name} does not sign with the key of node-{worker}.pub")
+            raise UsageError(
+                f"{name} does not sign with the key of node-{worker}.pub: its --node-config needs the partition-id "
+                f'and key="..." of one and the same worker; see its log, {AGAIN}.'
+            )
 
 
-def _content(name: str, message: Message | None) -> RecordDict:
-    """The content of an answer. Raises :class:`UsageError` where it has none."""
-    if message is None:
-        raise UsageError(f"{name} sent what cannot be read")
+def _content(name: str, message: Message) -> RecordDict:
+    """The content of an answer. Raises :class:`UsageError` where the node failed."""
     if message.has_error():
-        raise UsageError(f"{name} failed ({_plain(message.error.reason or 'no reason given')})")
+        reason = " ".join((message.error.reason or "no reason given").split())[:REASON_LENGTH]
+        raise UsageError(f"{name} failed ({reason}): see its log, {AGAIN}.")
     return message.content
-
-
-def _plain(text: object) -> str:
-    """Foreign text as a part of one line, so that it cannot pass for a line of the server's."""
-    printable = "".join(c if c.isprintable() else " " for c in str(text)[:REASON_LENGTH])
-    return " ".join(printable.split())

@@ -4,9 +4,11 @@ Flower's processes are not started: nodes are functions that answer the server's
 the client's own code. Needs requirements-federated.txt; 'make test-federated' runs this file there.
 """
 
-import re
 import secrets
 import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ pytest.importorskip("flwr")
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 
 from federated import client, nodes
@@ -131,33 +134,42 @@ def test_a_run_without_an_allow_list_warns(capsys):
 # ---- nodes ----------------------------------------------------------------------------------------
 
 
+@dataclass
+class FakeNode:
+    """A node that proved to Flower that it has ``key``, and answers messages."""
+
+    key: Path
+    answer: Callable[[Message], Message | None]
+
+
 class FakeGrid:
-    """What Nodes uses of Flower's grid. A node is a function from a message to its answer, which may be None
-    for none yet, or an exception, raised as Flower does where it cannot decode the answer."""
+    """What Nodes uses of Flower's grid. A node's answer may be None: none yet."""
 
     def __init__(self, nodes):
-        self.nodes, self.answers = dict(nodes), {}
+        self.nodes, self.answers, self.asked = dict(nodes), {}, []
 
-    def get_node_ids(self):
-        return list(self.nodes)
+    def get_nodes(self):
+        return [NodeInfo(node_id=id, public_key=pem(node.key)) for id, node in self.nodes.items()]
 
     def push_messages(self, messages):
         ids = [secrets.token_hex(8) for _ in messages]
         for id, message in zip(ids, messages, strict=True):
             message.metadata.__dict__["_message_id"] = id
-            self.answers[id] = self.nodes[message.metadata.dst_node_id](message)
+            self.asked.append(message.metadata.dst_node_id)
+            self.answers[id] = self.nodes[message.metadata.dst_node_id].answer(message)
         return ids
 
     def pull_messages(self, ids):
-        answers = [self.answers[id] for id in ids if self.answers[id] is not None]
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return answers
+        return [self.answers[id] for id in ids if self.answers[id] is not None]
 
 
-def node(id, worker, key=None, flags=FLAGS):
-    """A node that runs the client's code."""
+def pem(key):
+    public = read_private_key(key).public_key()
+    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def client_of(id, worker, key=None, flags=FLAGS):
+    """The answers of the client's own code."""
     own = {"partition-id": worker} | ({"key": str(key)} if key else {})
     context = Context(RUN, id, own, RecordDict(), {"flags": flags})
 
@@ -169,7 +181,7 @@ def node(id, worker, key=None, flags=FLAGS):
 
 
 def altered(answer, change):
-    """A node that changes its answers before it sends them."""
+    """Answers that are changed before they are sent."""
 
     def changed(message):
         reply = answer(message)
@@ -183,8 +195,8 @@ def unsigned(content):
     content.config_records["proof"]["signature"] = b""
 
 
-def claims(worker):
-    return lambda content: content.config_records["node"].update(worker=worker)
+def failing(reason):
+    return lambda message: Message(Error(1, reason), reply_to=message)
 
 
 @pytest.fixture(autouse=True)
@@ -196,81 +208,94 @@ def server_process(monkeypatch):
 
 @pytest.fixture
 def honest(keys):
-    return {100: node(100, 0, keys / "node-0"), 101: node(101, 1, keys / "node-1")}
+    """Nodes 100 and 101 are workers 0 and 1."""
+    files = [keys / f"node-{k}" for k in range(2)]
+    return {100 + k: FakeNode(file, client_of(100 + k, k, file)) for k, file in enumerate(files)}
 
 
 def find(job, present, keys=None):
     return Nodes(FakeGrid(present), job, RUN, read_allow_list(keys, 2) if keys else None, 0.3, 0.3)
 
 
-# An attacker who is online as node 99, made from the folder of keys; what the server says of it.
-ATTACKERS = {
-    "a key that is not listed": (lambda keys: node(99, 1, keys / "stranger"), "does not sign with the key of node-1"),
-    "another worker's key": (lambda keys: node(99, 1, keys / "node-0"), "does not sign with the key of node-1"),
-    "no key": (lambda keys: node(99, 1), "signs nothing"),
-    "no signature": (lambda keys: altered(node(101, 1, keys / "node-1"), unsigned), "signs nothing"),
-    "the true node's answer to another": (lambda keys: node(101, 1, keys / "node-1"), "does not sign with the key"),
-    "a worker that there is not": (lambda keys: altered(node(99, 1), claims(2)), "worker 2, which there is not"),
-    "a worker that is no number": (lambda keys: altered(node(99, 1), claims("1")), "which there is not"),
-    "an empty answer": (lambda keys: lambda m: Message(RecordDict(), reply_to=m), "sent no introduction"),
-    "no answer": (lambda keys: lambda m: None, None),
-    "what cannot be decoded": (lambda keys: lambda m: ValueError("bad bytes"), "cannot be read"),
-    "an error that forges a line": (
-        lambda keys: lambda m: Message(Error(1, "oh\nerror: forged\x1b[2J"), reply_to=m),
-        r"failed \(oh error: forged \[2J\)",
+@pytest.fixture
+def strangers(keys):
+    """Two registered nodes with a key that is not listed. Whatever they would answer, they must not be asked."""
+
+    def asked(message):
+        raise AssertionError("a stranger was asked")
+
+    return {99: FakeNode(keys / "stranger", asked), 200: FakeNode(keys / "stranger", asked)}
+
+
+def test_strangers_beside_the_true_nodes_are_ignored(job, keys, honest, strangers, capsys):
+    found = find(job, strangers | honest, keys)
+    assert found.node_of == {0: 100, 1: 101} and set(found.grid.asked) == {100, 101}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"ignored: node {id}, whose key is not in the allow-list" for id in strangers]
+
+
+def test_strangers_instead_of_a_true_node_end_the_run_with_a_line(job, keys, honest, strangers):
+    with pytest.raises(UsageError, match=r"no node came as worker 1 .*2 with keys that are not .* key of node-1.pub"):
+        find(job, strangers | {100: honest[100]}, keys)
+
+
+# What a listed node may do wrong, as node 101, made from the folder of keys; what the server says then.
+FAULTS = {
+    "another worker's key": (lambda keys: client_of(101, 1, keys / "node-0"), "as worker 1, does not sign with"),
+    "another worker's number": (lambda keys: client_of(101, 0, keys / "node-1"), "as worker 0, does not sign with"),
+    "no key": (lambda keys: client_of(101, 1), "does not sign with the key of node-1.pub"),
+    "no signature": (lambda keys: altered(client_of(101, 1, keys / "node-1"), unsigned), "does not sign with"),
+    "an answer to another node": (lambda keys: client_of(55, 1, keys / "node-1"), "does not sign with"),
+    "other data": (lambda keys: client_of(101, 1, keys / "node-1", f"{FLAGS} --seed 5"), "has other data"),
+    "a worker that there is not": (
+        lambda keys: altered(client_of(101, 1), lambda c: c.config_records["node"].update(worker=2)),
+        "says that it is worker 2 of 2",
     ),
+    "an empty answer": (lambda keys: lambda m: Message(RecordDict(), reply_to=m), "sent no introduction"),
+    "an error that forges a line": (lambda keys: failing("oh\nerror: forged"), r"failed \(oh error: forged\)"),
+    "no answer": (lambda keys: lambda m: None, "no node came as worker 1"),
 }
 
 
-@pytest.mark.parametrize("name", ATTACKERS)
-def test_attackers_beside_the_true_nodes_are_ignored(job, keys, honest, name, capsys):
-    make, said = ATTACKERS[name]
-    found = find(job, {99: make(keys)} | honest, keys)
-    assert found.node_of == {0: 100, 1: 101}
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == (said is not None)
-    if said:
-        assert re.match(f"ignored: node 99.*{said}", lines[0])
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_listed_node_that_proves_nothing_ends_the_run_with_a_line(job, keys, honest, name):
+    make, message = FAULTS[name]
+    honest[101].answer = make(keys)
+    with pytest.raises(UsageError, match=message) as error:
+        find(job, honest, keys)
+    assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ATTACKERS)
-def test_attackers_instead_of_the_true_node_end_the_run_with_a_line(job, keys, honest, name):
-    make, said = ATTACKERS[name]
-    with pytest.raises(UsageError, match=f"no node came as worker 1 .*{said or ''}") as error:
-        find(job, {99: make(keys), 100: honest[100]}, keys)
-    assert str(error.value).isprintable()
+def test_an_introduction_cannot_be_replayed(job, keys, honest):
+    """Recorded when node 101 was asked before, it answers another challenge."""
+    kept = []
+    true = honest[101].answer
+    honest[101].answer = lambda message: kept.append(true(message)) or kept[-1]
+    find(job, honest, keys)
+    honest[101].answer = lambda message: Message(kept[0].content, reply_to=message)
+    with pytest.raises(UsageError, match="as worker 1, does not sign with the key of node-1.pub"):
+        find(job, honest, keys)
+
+
+def test_without_an_allow_list_a_node_is_who_it_says(job, honest, strangers):
+    unlisted = {99: FakeNode(strangers[99].key, client_of(99, 1)), 100: honest[100]}
+    assert find(job, unlisted).node_of == {1: 99, 0: 100}
+    with pytest.raises(UsageError, match="two nodes are worker 1"):
+        find(job, unlisted | honest)
 
 
 def test_a_node_that_comes_late_or_comes_back_is_asked(job, keys, honest):
     class Changing(FakeGrid):
-        """Node 101 fails, leaves, and comes back whole."""
+        """Node 101 comes, leaves, and comes back; then node 100 comes too."""
 
-        steps = [{101}, set(), {100}, {100, 101}]
+        steps = [{101}, set(), {101}, {100, 101}]
 
-        def get_node_ids(self):
-            if len(self.steps) == 3:
-                self.nodes |= honest
-            return self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+        def get_nodes(self):
+            step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+            return [node for node in super().get_nodes() if node.node_id in step]
 
-    grid = Changing({101: lambda m: Message(Error(1, "crashed"), reply_to=m)})
-    found = Nodes(grid, job, RUN, read_allow_list(keys, 2), 5, 5)
-    assert found.node_of == {0: 100, 1: 101} and len(found.ignored) == 1
-
-
-def test_the_operators_mistakes_end_the_run_at_once(job, keys, honest):
-    """What a listed key signed is the operator's node; without keys, so is every node."""
-    other_data = honest | {101: node(101, 1, keys / "node-1", f"{FLAGS} --seed 5")}
-    twice = honest | {99: node(99, 1, keys / "node-1")}
-    failing = honest | {99: lambda m: Message(Error(1, "no data here"), reply_to=m)}
-    for present, listed, message in (
-        (other_data, keys, "worker 1 has other data"),
-        (other_data, None, "worker 1 has other data"),
-        (twice, keys, "two nodes are worker 1"),
-        (twice, None, "two nodes are worker 1"),
-        (failing, None, "node 99 failed .no data here.: see its log"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            find(job, present, listed)
+    found = Nodes(Changing(honest), job, RUN, read_allow_list(keys, 2), 5, 5)
+    assert found.node_of == {0: 100, 1: 101} and found.grid.asked == [101, 101, 100]
 
 
 # ---- rounds ---------------------------------------------------------------------------------------
@@ -302,7 +327,8 @@ def objects_instead(content):
 CHANGES = {
     "an array": (change_an_array, "does not sign with the key of node-1.pub"),
     "the loss": (lambda c: c.metric_records["result"].update(loss=0.0), "does not sign with the key of node-1.pub"),
-    "no signature": (unsigned, "signs nothing"),
+    "an empty signature": (unsigned, "does not sign"),
+    "no signature": (lambda c: c.pop("proof"), "does not sign"),
     "a signature that is text": (lambda c: c.config_records["proof"].update(signature="x"), "does not sign"),
     "no arrays": (lambda c: c.pop("model"), "sent no proper reply"),
     "arrays that are none": (objects_instead, "sent no proper reply"),
@@ -313,7 +339,7 @@ CHANGES = {
 def test_an_altered_reply_is_refused(job, keys, honest, model, name):
     change, message = CHANGES[name]
     found = find(job, honest, keys)
-    found.grid.nodes[101] = altered(honest[101], change)
+    honest[101].answer = altered(honest[101].answer, change)
     with pytest.raises(UsageError, match=f"the node of worker 1 {message}.*run again"):
         found.exchange(0, [0, 1], model)
 
@@ -321,29 +347,33 @@ def test_an_altered_reply_is_refused(job, keys, honest, model, name):
 def test_a_reply_of_another_round_model_or_node_is_refused(job, keys, honest, model):
     """Everything here was signed by a listed key, for something else."""
     found = find(job, honest, keys)
-    kept = []
+    true, kept = honest[101].answer, []
+    honest[101].answer = lambda message: kept.append(true(message)) or kept[-1]
+    found.exchange(0, [0, 1], model)
 
-    def recording(message):
-        kept.append(honest[101](message))
-        return kept[-1]
-
-    def replaying(message):
+    def replay(message):
         return Message(kept[0].content, reply_to=message)
 
-    found.grid.nodes[101] = recording
-    found.exchange(0, [0, 1], model)
-    for r, attacker in ((1, replaying), (0, replaying), (0, node(101, 1, keys / "node-0")), (0, honest[100])):
-        found.grid.nodes[101] = attacker
+    for r, answer in ((1, replay), (0, replay), (0, client_of(101, 1, keys / "node-0")), (0, honest[100].answer)):
+        honest[101].answer = answer
         with pytest.raises(UsageError, match="the node of worker 1 does not sign with the key of node-1.pub"):
             found.exchange(r, [0, 1], model)
 
 
+def test_a_message_that_answers_nothing_is_dropped(job, keys, honest, model):
+    """Flower hands over what nodes send in the server's name: to nobody's question, or to an old one."""
+    found = find(job, honest, keys)
+    true, old = found.grid.pull_messages, list(found.grid.answers)
+    found.grid.pull_messages = lambda ids: true(old) + true(ids)
+    assert len(found.exchange(0, [0, 1], model)) == 2
+
+
 def test_a_node_that_fails_leaves_or_is_silent_ends_the_round_with_a_line(job, keys, honest, model):
     found = find(job, honest, keys)
-    found.grid.nodes[101] = lambda m: Message(Error(1, "out of memory"), reply_to=m)
+    honest[101].answer = failing("out of memory")
     with pytest.raises(UsageError, match=r"worker 1 failed \(out of memory\): see its log, then run again"):
         found.exchange(0, [0, 1], model)
-    found.grid.nodes[101] = lambda m: None
+    honest[101].answer = lambda m: None
     with pytest.raises(UsageError, match="worker 1 did not reply within 0 s"):
         found.exchange(0, [0, 1], model)
     found.grid.push_messages = lambda messages: ["id", None]
