@@ -5,10 +5,14 @@ Flower starts a process for each message, so nothing is kept here between two of
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from federated.identity import Question, introduction, read_private_key, sign, training
 from federated.rounds import check_worker, client_round, configuration, execution, fingerprint
 from training.build import Job, build
 
@@ -24,12 +28,24 @@ def prepare(context: Context) -> tuple[Job, int]:
     return job, worker
 
 
+def question_of(message: Message, context: Context) -> Question:
+    """What this message asks, as this node knows it: run and node are not taken from the message."""
+    return Question(context.run_id, context.node_id, str(message.content.config_records["question"]["challenge"]))
+
+
+def proof(context: Context, statement: dict[str, Any]) -> ConfigRecord:
+    """The statement, signed with this node's key where it has one."""
+    file = str(context.node_config.get("key", ""))
+    return ConfigRecord({"signature": sign(read_private_key(Path(file)), statement) if file else b""})
+
+
 @app.query()
 def introduce(message: Message, context: Context) -> Message:
     """Who this node is, and what data it has."""
     job, worker = prepare(context)
-    answer = ConfigRecord({"worker": worker, "fingerprint": fingerprint(job, worker)})
-    return Message(RecordDict({"node": answer}), reply_to=message)
+    answer = {"worker": worker, "fingerprint": fingerprint(job, worker)}
+    signed = proof(context, introduction(question_of(message, context), **answer))
+    return Message(RecordDict({"node": ConfigRecord(answer), "proof": signed}), reply_to=message)
 
 
 @app.train()
@@ -37,6 +53,11 @@ def train(message: Message, context: Context) -> Message:
     """This node's part of one round."""
     job, worker = prepare(context)
     arrays = {name: array.numpy() for name, array in message.content.array_records["model"].items()}
-    reply = client_round(job, worker, int(message.content.config_records["round"]["r"]), arrays)
-    record = ArrayRecord({name: Array(array) for name, array in reply.arrays.items()})
-    return Message(RecordDict({"model": record, "result": MetricRecord({"loss": reply.loss})}), reply_to=message)
+    r = int(message.content.config_records["round"]["r"])
+    reply = client_round(job, worker, r, arrays)
+    content = {
+        "model": ArrayRecord({name: Array(array) for name, array in reply.arrays.items()}),
+        "result": MetricRecord({"loss": reply.loss}),
+        "proof": proof(context, training(question_of(message, context), worker, r, arrays, reply)),
+    }
+    return Message(RecordDict(content), reply_to=message)

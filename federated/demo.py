@@ -1,7 +1,7 @@
 """A federation on this machine: a Flower server and its nodes, each a process, on 127.0.0.1.
 
     .venv-federated/bin/python -m federated.demo                          2 nodes, digits, 3 rounds
-    .venv-federated/bin/python -m federated.demo --secure                 with TLS and node authentication
+    .venv-federated/bin/python -m federated.demo --secure                 with TLS and keys that prove who is who
     .venv-federated/bin/python -m federated.demo --num_workers 3 --model cnn --epochs 5 --alpha 0.1
 
 All other flags are main.py's; the run directory is that of main.py --protocol fedavg, so the same plots
@@ -53,7 +53,7 @@ def demonstrate(flags: str, nodes: int, folder: Path, secure: bool) -> None:
     with Loopback(folder, keys) as flower:
         for worker in range(nodes):
             if keys:
-                flower.register(worker)
+                flower.register(keys / f"node-{worker}")
             flower.start_node(worker, nodes)
         print(f"the server and {nodes} nodes run on {HOST}; training (logs in {folder})")
         flower.run(flags)

@@ -34,7 +34,7 @@ class Loopback:
             flower.run("--num_workers 2 --epochs 2")
 
     ``folder``: Flower's own files and the logs. ``keys``: a folder made by certificates.sh switches on
-    TLS and node authentication. ``bin``: where flwr is installed (default: beside this Python).
+    TLS, node authentication and the allow-list. ``bin``: where flwr is installed (default: beside this Python).
     """
 
     def __init__(self, folder: Path, keys: Path | None = None, bin: Path | None = None):
@@ -88,7 +88,9 @@ class Loopback:
         self._start(
             "superlink",
             [
-                "flower-superlink",
+                "python",
+                "-m",
+                "federated.superlink",
                 "--host",
                 HOST,
                 "--port",
@@ -113,13 +115,15 @@ class Loopback:
         authority: Path | None = None,
     ) -> subprocess.Popen:
         """A SuperNode that is one worker of ``count``. ``key``, ``authority``: instead of the right ones."""
-        security = ["--insecure"]
+        security, config = ["--insecure"], f"partition-id={worker} num-partitions={count}"
         if self.keys:
+            key = key or self.keys / f"node-{worker}"
+            config += f' key="{key}"'
             security = [
                 "--root-certificates",
                 str(authority or self.keys / "ca.crt"),
                 "--auth-supernode-private-key",
-                str(key or self.keys / f"node-{worker}"),
+                str(key),
             ]
         command = [
             "flower-supernode",
@@ -130,19 +134,20 @@ class Loopback:
             "--port",
             str(free_port()),
             "--node-config",
-            f"partition-id={worker} num-partitions={count}",
+            config,
             *security,
         ]
         return self._start(name or f"node-{worker}", command)
 
-    def register(self, worker: int) -> None:
+    def register(self, key: Path) -> None:
         """Tell the SuperLink the public key of a node, without which it refuses the node."""
-        self._call(["flwr", "supernode", "register", f"{self.keys}/node-{worker}.pub", SUPERLINK], "register")
+        self._call(["flwr", "supernode", "register", f"{key}.pub", SUPERLINK], "register")
 
     def run(self, flags: str, timeout: float | None = None, **settings: float) -> None:
         """``flwr run`` with these flags of main.py, until it ends; the server's log comes with it,
         as log("run"). Raises :class:`UsageError` where the run failed."""
-        values = {"flags": flags} | {name.replace("_", "-"): value for name, value in settings.items()}
+        values = {"flags": flags, "node-keys": str(self.keys or "")}
+        values |= {name.replace("_", "-"): value for name, value in settings.items()}
         config = self.folder / "run-config.toml"  # JSON's strings and numbers are TOML's
         config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
         command = ["flwr", "run", str(APP), SUPERLINK, "--stream", "--run-config", str(config)]

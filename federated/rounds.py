@@ -14,7 +14,6 @@ Legend: N workers, R rows of the fleet (N), D floats a row.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from torch import Tensor
 from training.build import Execution, Job, find_device
 from training.protocols import Round, RoundPlan, fedavg, finished, train_round
 from utils.args import Config, differences, parse
+from utils.digest import digest_tensors
 from utils.errors import UsageError
 from workers.row_layout import RowLayout
 from workers.worker_vision import Fleet
@@ -82,14 +82,11 @@ def execution(config: Config) -> Execution:
 
 
 def fingerprint(job: Job, worker: int) -> str:
-    """SHA-256 of a worker's shard: sample ids, labels and pixels. Equal on two machines, they would
+    """The digest of a worker's shard: sample ids, labels and pixels. Equal on two machines, they would
     train on the same data."""
     ids_n = job.shards[worker]
-    sha = hashlib.sha256()
-    for tensor in (ids_n, job.dataset.labels_n[ids_n], job.dataset.images_nCHW[ids_n]):
-        sha.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-        sha.update(tensor.contiguous().numpy())
-    return sha.hexdigest()
+    data = job.dataset
+    return digest_tensors({"ids": ids_n, "labels": data.labels_n[ids_n], "images": data.images_nCHW[ids_n]})
 
 
 def write_row(layout: RowLayout, row_D: Tensor) -> Arrays:

@@ -3,7 +3,10 @@
 The fast tests run both sides of a round without Flower; the slow ones start its processes.
 """
 
+import asyncio
+import http.client
 import os
+import ssl
 import subprocess
 import time
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from federated.processes import ROOT, Loopback, descendants, running
+from federated.processes import HOST, ROOT, Loopback, descendants, running
 from federated.rounds import (
     DeployedFedAvg,
     check_worker,
@@ -23,6 +26,7 @@ from federated.rounds import (
     read_row,
     write_row,
 )
+from federated.superlink import fenced
 from training.build import build
 from training.protocols import fedavg
 from training.run import train_run
@@ -139,6 +143,34 @@ def test_the_fingerprint_tells_shards_and_pixels_apart():
     assert fingerprint(job, 0) != fingerprint(same, 0)
 
 
+@pytest.mark.parametrize(
+    ("client", "path", "let_in"),
+    [
+        ("192.0.2.7", "/v1/fleet/pull-messages", True),
+        ("192.0.2.7", "/v1/control/start-run", False),
+        ("192.0.2.7", "/v1/control/register-node", False),
+        ("192.0.2.7", "/v1/runtime/get-nodes", False),
+        ("192.0.2.7", "/docs", False),
+        ("127.0.0.1", "/v1/control/start-run", False),
+        ("192.0.2.1", "/v1/control/start-run", True),
+        (None, "/v1/control/start-run", False),
+    ],
+)
+def test_the_fence_lets_other_machines_reach_what_nodes_use_only(client, path, let_in):
+    """The server is 192.0.2.1."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope["path"])
+
+    async def send(event):
+        seen.append(event.get("status"))
+
+    scope = {"type": "http", "path": path, "server": ("192.0.2.1", 8000), "client": client and (client, 5)}
+    asyncio.run(fenced(app)(scope, None, send))
+    assert seen == ([path] if let_in else [403, None])
+
+
 # ---- with Flower's processes ----------------------------------------------------------------------
 
 
@@ -148,6 +180,21 @@ def flower():
     if not (ENVIRONMENT / "done").exists():
         subprocess.run(["make", "federated"], cwd=ROOT, check=True, timeout=1200, stdout=subprocess.DEVNULL)
     return ENVIRONMENT / "bin"
+
+
+def assert_same_model(run, other):
+    expected, found = load_file(other / "model.safetensors"), load_file(run / "model.safetensors")
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.deployment
+def test_attackers_against_the_servers_own_code(flower):
+    """tests/test_federated_nodes.py, where Flower is installed."""
+    command = [flower / "python", "-m", "pytest", "tests/test_federated_nodes.py"]
+    done = subprocess.run(command, cwd=ROOT, timeout=500, capture_output=True, text=True)
+    assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout
 
 
 @pytest.mark.deployment
@@ -177,10 +224,7 @@ def test_two_nodes_on_loopback_equal_the_in_process_run(flower, tmp_path, secure
     assert done.returncode == 0, done.stderr
     run, here = tmp_path / "two nodes" / "stage1", tmp_path / "here"
     train_run(configuration(f"{FLAGS} --num_workers 2 --results_dir {tmp_path}"), here)
-    expected, found = load_file(here / "model.safetensors"), load_file(run / "model.safetensors")
-    assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5)
+    assert_same_model(run, here)
     assert read_summary(run)["test_accuracy"] == pytest.approx(read_summary(here)["test_accuracy"], abs=3e-3)
     keys = ("round", "messages", "bytes", "virtual_seconds")
     assert [[m[k] for k in keys] for m in read_metrics(run)] == [[m[k] for k in keys] for m in read_metrics(here)]
@@ -188,19 +232,19 @@ def test_two_nodes_on_loopback_equal_the_in_process_run(flower, tmp_path, secure
     assert str(tmp_path) not in rest  # keys, logs: every process of a secure run names the folder
 
 
+def make_keys(folder):
+    command = [ROOT / "federated" / "certificates.sh", folder, HOST, "2"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
 @pytest.mark.deployment
 def test_a_node_with_a_wrong_key_or_certificate_is_refused(flower, tmp_path):
     """A right node stays; one whose key is not registered, one without a key, one without TLS, and one
     that trusts another authority (so cannot tell who the server is) are turned away."""
-    keys, others = tmp_path / "keys", tmp_path / "others"
-    for folder in (keys, others):
-        subprocess.run(
-            [ROOT / "federated" / "certificates.sh", folder, "127.0.0.1", "2"],
-            check=True,
-            capture_output=True,
-        )
+    keys, others = make_keys(tmp_path / "keys"), make_keys(tmp_path / "others")
     with Loopback(tmp_path / "flower", keys, flower) as federation:
-        federation.register(0)
+        federation.register(keys / "node-0")
         right = federation.start_node(0, 2)
         wrong = {
             "unregistered": federation.start_node(1, 2, name="unregistered"),
@@ -222,3 +266,45 @@ def test_a_node_with_a_wrong_key_or_certificate_is_refused(flower, tmp_path):
         started = [p.pid for p in federation.processes.values()]
         started += [child for pid in started for child in descendants(pid)]
     assert len(started) >= 6 and running(started) == []
+
+
+@pytest.mark.deployment
+def test_who_registers_a_key_of_his_own_does_not_become_a_worker(flower, tmp_path):
+    """A stranger's registered node is online as worker 1: without the true node 1 the run ends with a line that
+    says so, with it the run is the in-process run."""
+    keys, others = make_keys(tmp_path / "keys"), make_keys(tmp_path / "others")
+    flags = f"{FLAGS} --num_workers 2 --results_dir {tmp_path}"
+    with Loopback(tmp_path / "flower", keys, flower) as federation:
+        for key in (keys / "node-0", keys / "node-1", others / "node-1"):
+            federation.register(key)
+        federation.start_node(0, 2)
+        stranger = federation.start_node(1, 2, name="stranger", key=others / "node-1")
+        with pytest.raises(UsageError, match="no node came as worker 1 within 40 s .1 with keys that are not in the"):
+            federation.run(f"{flags} --run_name without", timeout=300, nodes_seconds=40)
+        federation.start_node(1, 2)
+        federation.run(f"{flags} --run_name beside", timeout=300)
+        assert stranger.poll() is None
+        ignored = [line for line in federation.log("run") if line.startswith("ignored: ")]
+        assert len(ignored) == 1 and "whose key is not in the allow-list" in ignored[0]
+        got = {name: any(" message (ID" in line for line in federation.log(name)) for name in ("node-1", "stranger")}
+        assert got == {"node-1": True, "stranger": False}
+    train_run(configuration(f"{flags} --run_name here"), tmp_path / "here")
+    assert_same_model(tmp_path / "beside" / "stage1", tmp_path / "here")
+
+
+@pytest.mark.deployment
+def test_other_machines_cannot_register_nodes_or_start_runs(flower, tmp_path):
+    """127.0.0.2 stands for another machine: its connections do not come from the server's address."""
+    keys = make_keys(tmp_path / "keys")
+    trust = ssl.create_default_context(cafile=keys / "ca.crt")
+
+    def status(path, source):
+        connection = http.client.HTTPSConnection(HOST, federation.port, context=trust, source_address=(source, 0))
+        connection.request("POST", path, headers={"X-Forwarded-For": HOST})
+        return connection.getresponse().status
+
+    with Loopback(tmp_path / "flower", keys, flower) as federation:
+        for path in ("/v1/control/register-node", "/v1/control/start-run", "/v1/runtime/push-messages", "/docs"):
+            assert status(path, "127.0.0.2") == 403
+            assert status(path, HOST) not in (403, 404)
+        assert status("/v1/fleet/register-node", "127.0.0.2") not in (200, 403, 404)  # Flower's own refusal
