@@ -8,7 +8,6 @@ import warnings
 
 import numpy as np
 import pytest
-import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -20,7 +19,8 @@ from matplotlib.patches import FancyArrowPatch, Rectangle, StepPatch
 from matplotlib.text import Text
 
 from tests.test_plots import NASTY, assert_legible, make_run, shown
-from utils.records import UsageError, read_scores, write_json
+from utils.records import UsageError, write_json
+from utils.scores import write_scores
 from utils.topology import build_topology
 from visualization import influence_plots as plots
 from visualization.node_view import HARMED, HELPED, draw_node_view
@@ -30,12 +30,9 @@ from visualization.style import RED
 RNG = np.random.default_rng
 
 
-def write_scores(path, scores_n, sample_id_n, worker_n, **settings):
-    group = zarr.open_group(path, mode="w")
-    for name, values in ("scores", scores_n), ("sample_id", sample_id_n), ("worker", worker_n):
-        group[name] = np.asarray(values)
-    group.attrs["settings"] = settings
-    return path
+def write(path, scores_n, sample_id_n, worker_n):
+    """Scores on disk, for a picture to be drawn of."""
+    write_scores(path, {"scores": scores_n, "sample_id": sample_id_n, "worker": worker_n}, {"method": path.stem})
 
 
 @pytest.fixture(scope="module")
@@ -51,36 +48,8 @@ def run_dir(tmp_path_factory):
         )
     worker_n = np.arange(400) % 8
     scores_n = 1e-4 * RNG(0).standard_t(2, 400) - 3e-4 * (worker_n == 3)
-    write_scores(root / "influence" / "dice.zarr", scores_n, np.arange(400)[::-1], worker_n, dice_hops=2)
+    write(root / "influence" / "dice.zarr", scores_n, np.arange(400)[::-1], worker_n)
     return root
-
-
-# ---- reading scores -----------------------------------------------------------------------------
-
-
-def test_scores_come_back_as_written(tmp_path):
-    written = RNG(0).standard_normal(7)
-    record = read_scores(write_scores(tmp_path / "x.zarr", written, np.arange(7) * 3, [0, 1] * 3 + [2], seed=5))
-    np.testing.assert_array_equal(record["scores"], written)
-    assert record["sample_id"].tolist() == [0, 3, 6, 9, 12, 15, 18] and record["worker"][-1] == 2
-    assert record["settings"] == {"seed": 5}
-    assert [record[k].dtype for k in ("scores", "sample_id", "worker")] == [np.float64, np.int64, np.int64]
-
-
-def test_missing_and_damaged_scores_are_one_line(tmp_path):
-    with pytest.raises(UsageError, match="no scores at"):
-        read_scores(tmp_path / "none.zarr")
-    intact = write_scores(tmp_path / "intact.zarr", np.zeros(4), np.arange(4), np.zeros(4, int))
-    write_scores(tmp_path / "uneven.zarr", np.zeros(4), np.arange(3), np.zeros(4, int))
-    for damage in ("scores", "worker/zarr.json", "zarr.json"):
-        damaged = tmp_path / f"{damage.replace('/', '-')}.zarr"
-        shutil.copytree(intact, damaged)
-        target = damaged / damage
-        shutil.rmtree(target) if target.is_dir() else target.write_text("{")
-    for damaged in tmp_path.glob("[!i]*.zarr"):
-        with pytest.raises(UsageError, match="damaged") as error:
-            read_scores(damaged)
-        assert "\n" not in str(error.value)
 
 
 # ---- stage against stage ------------------------------------------------------------------------
@@ -219,7 +188,7 @@ def test_plot_scores_finds_the_bad_samples_by_id(run_dir, tmp_path, monkeypatch)
     write_json(stage1 / "corruption.json", {"flipped": [], "bad_workers": [3], "kind": "noise"})
     plots.plot_scores(stage1, scores, tmp_path / "s.png")
     assert np.flatnonzero(drawn["bad_n"]).tolist() == list(range(3, 400, 8))
-    write_scores(tmp_path / "other.zarr", np.zeros(1), [10**6], [0])
+    write(tmp_path / "other.zarr", np.zeros(1), [10**6], [0])
     with pytest.raises(UsageError, match="samples that"):
         plots.plot_scores(stage1, tmp_path / "other.zarr", tmp_path / "s.png")
 

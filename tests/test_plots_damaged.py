@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_influence_plots import audit_of, node_view, write_scores
+from tests.test_influence_plots import audit_of, node_view
 from tests.test_plots import CLASSES, make_run
 from utils.records import UsageError, write_confusion, write_json, write_labels, write_partition
 from visualization import checked, influence_plots
@@ -34,7 +34,7 @@ def whole(tmp_path_factory) -> Path:
         write_json(root / stage / "summary.json", summary)
         write_json(root / stage / "corruption.json", {"flipped": [0, 3], "bad_workers": [1], "kind": "noise"})
         write_confusion(root / stage, np.eye(CLASSES), [f"class {c}" for c in range(CLASSES)])
-    write_scores(root / "influence" / "dice.zarr", np.linspace(-1, 1, 40), np.arange(40), np.arange(40) % N)
+    write(root / "influence" / "dice.zarr", np.linspace(-1, 1, 40), np.arange(40), np.arange(40) % N)
     write_json(root / "node_view_dice.json", node_view(N, bad=[1]))
     method = {"lds": 0.5, "interval": [0.1, 0.9], "predicted": [0.1, None, 0.3]}
     write_json(root / "audit.json", audit_of({"dice": method}, [0.1, 0.2, None]))
