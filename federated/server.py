@@ -17,8 +17,9 @@ from federated.identity import PublicKey, read_allow_list
 from federated.nodes import Nodes
 from federated.rounds import DeployedFedAvg, configuration, execution
 from training.build import build
-from training.run import claim, run_folder
+from training.run import claim, own_folder, run_folder
 from training.trainer import Trainer
+from utils.args import Config
 from utils.errors import UsageError
 
 app = ServerApp()
@@ -35,10 +36,16 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def serve(grid: Grid, context: Context) -> None:
-    """The run, from its flags to its summary."""
-    settings = context.run_config
-    config = configuration(str(settings["flags"]))
+    """The run that the flags describe, in a folder that no other process works in."""
+    config = configuration(str(context.run_config["flags"]))
     config = dataclasses.replace(config, quiet=True, checkpoint_every=config.checkpoint_every or 1)
+    with own_folder(run_folder(config)):
+        train(grid, context, config)
+
+
+def train(grid: Grid, context: Context, config: Config) -> None:
+    """The run, to its summary."""
+    settings = context.run_config
     run_dir = run_folder(config) / "stage1"
     recorded = claim(config, run_dir)
     if recorded is not None and (run_dir / "summary.json").exists():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_influence_plots import audit_of, node_view
+from tests.test_influence_plots import audit_of, node_view, write
 from tests.test_plots import CLASSES, make_run
 from utils.records import UsageError, write_confusion, write_json, write_labels, write_partition
 from visualization import checked, influence_plots

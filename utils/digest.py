@@ -20,9 +20,9 @@ def digest_tensors(tensors: Mapping[str, Tensor | np.ndarray]) -> str:
     """Hexadecimal SHA-256 over names, shapes, dtypes and bytes, in the order of names."""
     sha = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = torch.as_tensor(tensors[name]).contiguous()
+        tensor = torch.as_tensor(tensors[name])
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        sha.update(tensor.view(torch.uint8).numpy() if tensor.numel() else b"")
+        sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b"")
     return sha.hexdigest()
 
 
