@@ -96,7 +96,8 @@ def test_different_comparisons_have_different_files(results):
     ring, star = results / "ring" / "stage1", results / "star" / "stage1"
     stage2 = [results / name / "stage2_if_0.8" for name in ("ring", "star")]
     sets = [[ring, star], [star, ring], stage2, [ring, stage2[1]], [ring, other[0]], [other[1], ring],
-            [*other[2:4], ring], [ring, other[4]], [ring, other[5]], [ring, other[6]], [ring, star, other[2]]]  # fmt: skip
+            [*other[2:4], ring], [ring, other[4]], [ring, other[5]], [ring, other[6]],
+            [ring, star, other[2]]]  # fmt: skip
     paths = [compare_path(run_dirs) for run_dirs in sets]
     assert len(set(paths)) == len(sets)
     for path in paths:
