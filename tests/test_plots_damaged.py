@@ -214,6 +214,7 @@ def test_damaged_arrays_are_refused(folder):
     for name, write in (
         ("labels", lambda: write_labels(stage, np.array([0, -1]), names)),
         ("labels", lambda: write_labels(stage, np.array([0, CLASSES]), names)),
+        ("labels", lambda: write_labels(stage, np.zeros(0), [])),
         ("labels", lambda: write_labels(stage, np.zeros((2, 2)), names)),
         ("labels", lambda: np.savez(stage / "labels.npz", labels=np.array([0.5]), class_names=np.array(names))),
         ("labels", lambda: np.savez(stage / "labels.npz", labels=np.array(["x"]), class_names=np.array(names))),
@@ -222,6 +223,7 @@ def test_damaged_arrays_are_refused(folder):
         ("partition", lambda: np.savez(stage / "partition.npz", worker_0000=np.array([0.5]))),
         ("partition", lambda: np.savez(stage / "partition.npz", worker_0000=np.array(1))),
         ("partition", lambda: np.savez(stage / "partition.npz", worker_0001=np.array([1]))),
+        ("confusion", lambda: write_confusion(stage, np.zeros((0, 0)), [])),
         ("confusion", lambda: write_confusion(stage, np.zeros((2, 2)), ["a"])),
         ("confusion", lambda: write_confusion(stage, np.zeros((2, 3)), ["a", "b"])),
         ("confusion", lambda: write_confusion(stage, np.full((2, 2), -1), ["a", "b"])),

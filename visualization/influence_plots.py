@@ -300,7 +300,7 @@ def draw_sweep(sweep: dict[str, Any]) -> Figure:
     title = f"Accuracy after pruning and retraining\n{'; '.join(notes)}".rstrip()
     axes.set(xlabel="training samples kept", ylabel="test accuracy", title=title)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     accuracy_scale(axes)
     if not len(ratio_R):
         note(axes, "nothing was swept")
