@@ -62,9 +62,7 @@ class Record:
         self._expect(fits, key, "no number")
         return float(number_1[0])
 
-    def numbers(
-        self, key: str, length: int | None = None, known: bool = False, least: float = -np.inf
-    ) -> np.ndarray:
+    def numbers(self, key: str, length: int | None = None, known: bool = False, least: float = -np.inf) -> np.ndarray:
         """A list of numbers (float64), of this length if one is given; null is NaN unless all must be ``known``."""
         numbers_k = _numbers(self._value(key))
         fits = numbers_k is not None and not (numbers_k < least).any() and not (known and np.isnan(numbers_k).any())

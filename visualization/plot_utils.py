@@ -277,7 +277,9 @@ def draw(folders: Sequence[PathLike], seeds: bool, out: Path | None) -> list[Pat
         raise UsageError("--out is for a sheet of several runs; the plots of one run go to its plots folder")
     stages += [stage for seed in of_seeds for stage in stages_of(seed)]
     pictures = [picture for stage in stages for picture in plot_run(stage)]
-    return pictures + (draw([folder], True, out or Path(folder, "seeds.png")) if of_seeds else [])
+    if of_seeds:
+        pictures.append(plot_seeds(stages_of_seeds(folders), out or Path(folder, "seeds.png")))
+    return pictures
 
 
 if __name__ == "__main__":

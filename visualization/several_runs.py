@@ -147,8 +147,8 @@ def compare_path(run_dirs: Sequence[PathLike]) -> Path:
     names = [path.removesuffix(f"{os.sep}stage1") for path in paths]
     text = "_vs_".join(names)
     name = re.sub(r"[^\w.=+-]", "_", text, flags=re.ASCII)[:LONGEST_FILE_NAME]
-    if name != text or "_vs_" in "".join(names):  # others could end up with the same
-        name += "_" + hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
+    if name != text or any("vs" in name for name in names):  # other runs could end up with the same
+        name += "_" + hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()[:8]
     return folder / f"compare_{name}.png"
 
 
