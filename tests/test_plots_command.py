@@ -92,12 +92,13 @@ def test_several_runs_go_on_a_sheet_of_their_own(results, capsys):
 
 
 def test_different_comparisons_have_different_files(results):
-    other = [make_stage(results / name / "stage1") for name in ("ri ng", "a_vs_b", "a", "b", "x" * 100, "x" * 101, "é")]
+    names = ("ri ng", "a_vs_b", "a", "b", "x" * 100, "x" * 101, "é", "b_vs_c", "c")
+    other = [make_stage(results / name / "stage1") for name in names]
     ring, star = results / "ring" / "stage1", results / "star" / "stage1"
     stage2 = [results / name / "stage2_if_0.8" for name in ("ring", "star")]
     sets = [[ring, star], [star, ring], stage2, [ring, stage2[1]], [ring, other[0]], [other[1], ring],
             [*other[2:4], ring], [ring, other[4]], [ring, other[5]], [ring, other[6]],
-            [ring, star, other[2]]]  # fmt: skip
+            [ring, star, other[2]], [other[1], other[8]], [other[2], other[7]]]  # fmt: skip
     paths = [compare_path(run_dirs) for run_dirs in sets]
     assert len(set(paths)) == len(sets)
     for path in paths:

@@ -211,9 +211,10 @@ def test_damaged_arrays_are_refused(folder):
     stage = folder / "stage1"
     names = [f"class {c}" for c in range(CLASSES)]
     intact = {name: (stage / f"{name}.npz").read_bytes() for name in ("labels", "partition", "confusion")}
-    for name, write in (
+    for name, damage in (
         ("labels", lambda: write_labels(stage, np.array([0, -1]), names)),
         ("labels", lambda: write_labels(stage, np.array([0, CLASSES]), names)),
+        ("labels", lambda: write_labels(stage, np.zeros(0), [])),
         ("labels", lambda: write_labels(stage, np.zeros((2, 2)), names)),
         ("labels", lambda: np.savez(stage / "labels.npz", labels=np.array([0.5]), class_names=np.array(names))),
         ("labels", lambda: np.savez(stage / "labels.npz", labels=np.array(["x"]), class_names=np.array(names))),
@@ -222,6 +223,7 @@ def test_damaged_arrays_are_refused(folder):
         ("partition", lambda: np.savez(stage / "partition.npz", worker_0000=np.array([0.5]))),
         ("partition", lambda: np.savez(stage / "partition.npz", worker_0000=np.array(1))),
         ("partition", lambda: np.savez(stage / "partition.npz", worker_0001=np.array([1]))),
+        ("confusion", lambda: write_confusion(stage, np.zeros((0, 0)), [])),
         ("confusion", lambda: write_confusion(stage, np.zeros((2, 2)), ["a"])),
         ("confusion", lambda: write_confusion(stage, np.zeros((2, 3)), ["a", "b"])),
         ("confusion", lambda: write_confusion(stage, np.full((2, 2), -1), ["a", "b"])),
@@ -230,7 +232,7 @@ def test_damaged_arrays_are_refused(folder):
         ("confusion", lambda: np.savez(stage / "confusion.npz", counts=np.eye(2, dtype=int))),
         ("confusion", lambda: np.savez(stage / "confusion.npz", counts=np.array([None]), class_names=np.array(names))),
     ):
-        write()
+        damage()
         assert refusal(plot_run, stage).startswith(f"{stage / name}.npz is damaged ("), name
         (stage / f"{name}.npz").write_bytes(intact[name])
     assert not refusal(plot_run, stage)

@@ -185,7 +185,7 @@ def read_confusion(run_dir: PathLike) -> tuple[np.ndarray, list[str]]:
     if not {"counts", "class_names"} <= arrays.keys():
         raise _damaged(path, "it must hold 'counts' and 'class_names'")
     counts_CC, names = arrays["counts"], arrays["class_names"]
-    if names.ndim != 1 or counts_CC.shape != (len(names), len(names)):
+    if names.ndim != 1 or not len(names) or counts_CC.shape != (len(names), len(names)):
         raise _damaged(path, "'counts' must have a row and a column for each of 'class_names'")
     if counts_CC.dtype != np.int64 or (counts_CC < 0).any():
         raise _damaged(path, "'counts' must be whole numbers, none below 0")

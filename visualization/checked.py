@@ -15,7 +15,7 @@ import numpy as np
 from utils.errors import UsageError
 from utils.records import PathLike, Run, read_json, read_labels, read_partition
 
-LARGEST = 1e300  # figures beyond it are as good as infinite: the margins of a plot would overflow
+LARGEST = 1e200  # figures beyond it are as good as infinite: the margins of a plot would overflow
 BEYOND = 2**53  # whole numbers from here on are not exact in float64
 
 CURVES = ("epoch", "train_loss", "val_loss", "val_accuracy", "consensus_val_loss", "consensus_val_accuracy",
@@ -62,9 +62,7 @@ class Record:
         self._expect(fits, key, "no number")
         return float(number_1[0])
 
-    def numbers(
-        self, key: str, length: int | None = None, known: bool = False, least: float = -np.inf
-    ) -> np.ndarray:
+    def numbers(self, key: str, length: int | None = None, known: bool = False, least: float = -np.inf) -> np.ndarray:
         """A list of numbers (float64), of this length if one is given; null is NaN unless all must be ``known``."""
         numbers_k = _numbers(self._value(key))
         fits = numbers_k is not None and not (numbers_k < least).any() and not (known and np.isnan(numbers_k).any())
@@ -210,8 +208,8 @@ def load_labels(run_dir: PathLike) -> tuple[np.ndarray, list[str]]:
     path, (labels_n, names) = Path(run_dir, "labels.npz"), read_labels(run_dir)
     if labels_n.ndim != 1 or labels_n.dtype.kind != "i" or labels_n.min(initial=0) < 0:
         raise damaged(path, "labels must be whole numbers from 0 on")
-    if labels_n.max(initial=-1) >= len(names):
-        raise damaged(path, f"label {labels_n.max()} has no class name")
+    if labels_n.max(initial=0) >= len(names):
+        raise damaged(path, f"label {labels_n.max(initial=0)} has no class name")
     return labels_n, names
 
 

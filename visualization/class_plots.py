@@ -95,15 +95,14 @@ def draw_confusion(counts_CC: np.ndarray, class_names: Sequence[str]) -> Figure:
     classes, samples = len(class_names), int(counts_CC.sum())
     sizes_C = counts_CC.sum(1)
     share_CC = counts_CC / np.where(sizes_C > 0, sizes_C, np.nan)[:, None]
-    numbered = classes <= MOST_NUMBERED_CLASSES
     side = float(np.clip(1.5 + 0.42 * classes, 3, 6.2))
+    numbered = classes <= MOST_NUMBERED_CLASSES and 0.11 * len(str(counts_CC.max())) < side / classes  # inches
     widths = (side, 1.4) if numbered else (side, 1.4, 2.7)
     figure = Figure(figsize=(2.2 + sum(widths), side + 1.1))
     heat, bars, *rest = figure.subplots(1, len(widths), width_ratios=widths)
     colours = colormaps["Blues"].with_extremes(bad="#EEEEEE")
     image = heat.imshow(
-        share_CC, cmap=colours, norm=PowerNorm(0.5, 0, 1), extent=(0, classes, classes, 0),
-        interpolation="nearest", aspect="auto",
+        share_CC, cmap=colours, norm=PowerNorm(0.5, 0, 1), extent=(0, classes, classes, 0), aspect="auto"
     )  # fmt: skip
     label = "share of the true class"
     scale = figure.colorbar(image, ax=heat, location="left", shrink=0.9, label=label, format=PercentFormatter(1))

@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from visualization.style import accuracy_scale, category, note, styled
+from visualization.style import accuracy_scale, category, styled
+
+MOST_NAMED_WORKERS = 32
 
 
 @styled
 def draw_finetune(record: dict[str, Any]) -> Figure:
     """``record``: 'finetune' of summary.json. One line a worker from its accuracy before to that after,
     workers in the order of the accuracy before; readable from 1 to hundreds of workers."""
-    before_N, after_N = np.array(record["before"]), np.array(record["after"])
+    before_N, after_N = (np.asarray(record[when], dtype=float) for when in ("before", "after"))
     order = np.argsort(before_N, kind="stable")
     before_N, after_N, place_N = before_N[order], after_N[order], np.arange(len(order))
     figure = Figure(figsize=(max(5.0, min(12.0, 2 + 0.3 * len(order))), 3.6), layout="constrained")
@@ -24,14 +26,15 @@ def draw_finetune(record: dict[str, Any]) -> Figure:
     axes.scatter(place_N, before_N, s=size, color=category(0)["color"], marker="o", zorder=2, label="before")
     axes.scatter(place_N, after_N, s=size, color=category(1)["color"], marker="^", zorder=3, label="after")
     accuracy_scale(axes)
-    axes.set_xticks(place_N if len(order) <= 32 else [], [str(k) for k in order] if len(order) <= 32 else [])
-    axes.set_xlabel("worker, by accuracy before")
+    if len(order) <= MOST_NAMED_WORKERS:
+        axes.set_xticks(place_N, map(str, order))
+        axes.set_xlabel("worker, by accuracy before")
+    else:
+        axes.set(xticks=[], xlabel=f"{len(order):,} workers, by accuracy before")
     axes.set_ylabel("test accuracy, own class mix")
     what = "the head" if record["head_only"] else "the model"
     known_N = np.isfinite(before_N) & np.isfinite(after_N)
     means = f"mean {before_N[known_N].mean():.1%} before, {after_N[known_N].mean():.1%} after" if known_N.any() else ""
-    axes.set_title(f"Fine-tuning {what}, {record['epochs']} local epochs\n{means}")
+    axes.set_title(f"Fine-tuning {what}, {record['epochs']} local epoch{'s' * (record['epochs'] != 1)}\n{means}")
     axes.legend(loc="best")
-    if len(order) > 32:
-        note(axes, f"{len(order)} workers")
     return figure

@@ -35,12 +35,13 @@ from visualization.style import (
     line,
     loss_scale,
     note,
+    note_if_empty,
     plain,
     power_ticks,
+    round_ticks,
     save,
     series,
     styled,
-    whole_ticks,
 )
 
 __all__ = [  # all pictures of influence, wherever they are drawn
@@ -115,7 +116,8 @@ def draw_comparison(stages: dict[str, tuple[Lines, dict[str, Any]]]) -> Figure:
     accuracy.set(ylabel="validation accuracy", title="Accuracy over rounds")
     for axes, scale in (loss, loss_scale), (accuracy, accuracy_scale):
         axes.set_xlabel("round")
-        whole_ticks(axes)
+        round_ticks(axes)
+        note_if_empty(axes)
         scale(axes)
     names = [f"stage {x + 1}\n{test:.2%}" for x, test in enumerate(tests)]
     final.set(
@@ -298,7 +300,7 @@ def draw_sweep(sweep: dict[str, Any]) -> Figure:
     title = f"Accuracy after pruning and retraining\n{'; '.join(notes)}".rstrip()
     axes.set(xlabel="training samples kept", ylabel="test accuracy", title=title)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     accuracy_scale(axes)
     if not len(ratio_R):
         note(axes, "nothing was swept")

@@ -88,8 +88,8 @@ def _bars(axes: Axes, influence_N: np.ndarray, colour_N4: np.ndarray, bad: Colle
     """Sorted bars, the least helpful worker at the bottom; bad workers hatched and marked."""
     workers = len(influence_N)
     order_N = np.argsort(influence_N, kind="stable")
-    look = {"edgecolor": "#444444", "linewidth": 0.6 if workers <= MOST_NAMED_BARS else 0}
-    bars = axes.barh(range(workers), influence_N[order_N], height=0.8, color=colour_N4[order_N], **look)
+    look = {"edgecolor": "#444444", "linewidth": 0.6, "height": 0.8} if workers <= MOST_NAMED_BARS else {"height": 1}
+    bars = axes.barh(range(workers), influence_N[order_N], color=colour_N4[order_N], **look)
     marked = [row for row, k in enumerate(order_N) if int(k) in bad]
     for row in marked:
         bars[row].set_hatch("/////")

@@ -45,12 +45,13 @@ from visualization.style import (
     loss_scale,
     node_diameter,
     note,
+    note_if_empty,
     place_workers,
     plain,
+    round_ticks,
     save,
     series,
     styled,
-    whole_ticks,
     worker_lines,
 )
 
@@ -107,7 +108,8 @@ def draw_training(lines: Lines, x: str = "round") -> Figure:
         line(axes, *mean, label="validation, mean of workers", color=BLUE, linewidth=2.4)
         line(axes, *consensus, label="validation, consensus model", color=RED, linewidth=2.4, linestyle="--")
         axes.set_xlabel(x)
-        whole_ticks(axes)
+        round_ticks(axes)
+        note_if_empty(axes)
     loss.set(ylabel="cross-entropy loss (nats)", title=f"Loss over {x}s")
     loss_scale(loss)
     accuracy.set(ylabel="validation accuracy", title=f"Validation accuracy over {x}s")
@@ -142,7 +144,7 @@ def draw_consensus_distance(lines: Lines, x: str = "round") -> Figure:
         note(axes, "the workers never differ")
     else:
         note(axes, "not measured in this run")
-    whole_ticks(axes)
+    round_ticks(axes)
     return figure
 
 
@@ -275,7 +277,9 @@ def draw(folders: Sequence[PathLike], seeds: bool, out: Path | None) -> list[Pat
         raise UsageError("--out is for a sheet of several runs; the plots of one run go to its plots folder")
     stages += [stage for seed in of_seeds for stage in stages_of(seed)]
     pictures = [picture for stage in stages for picture in plot_run(stage)]
-    return pictures + (draw([folder], True, out or Path(folder, "seeds.png")) if of_seeds else [])
+    if of_seeds:
+        pictures.append(plot_seeds(stages_of_seeds(folders), out or Path(folder, "seeds.png")))
+    return pictures
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def draw_scores(
         notes += ["■ bad data"] if what == "worker" and bad_workers else []
         rows.set(ylabel=what, title="\n".join([f"By {what}", *notes]))
         harmful_G = [_mean(scores_n[group_n == g] < 0) for g in range(len(names))]
-        shares.barh(np.arange(len(names)) - 0.4, harmful_G, height=0.72, color=ORANGE)
+        height = 0.72 if len(names) <= MOST_ROW_LABELS else 1  # gaps between thin bars would flicker
+        shares.barh(np.arange(len(names)) - 0.4, harmful_G, height=height, color=ORANGE)
         shares.set(ylim=rows.get_ylim(), yticks=[], xlim=(0, 1.05 * max([*harmful_G, 0.02])))
         shares.set(xlabel="share", title="Below 0")
         shares.grid(False, axis="y")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter
 
 from utils.errors import UsageError
 from utils.records import PathLike
@@ -30,10 +30,10 @@ from visualization.style import (
     loss_scale,
     note,
     plain,
+    round_ticks,
     save,
     series,
     styled,
-    whole_ticks,
 )
 
 LONGEST_FILE_NAME = 80  # letters of the runs' names in that of their sheet
@@ -72,7 +72,7 @@ def draw_compare(runs: dict[str, Lines]) -> Figure:
         if missing:
             text = f"not logged: {missing} of {len(runs)} runs"
             axes.text(0.98, 0.03, text, transform=axes.transAxes, ha="right", color="#666666", size=9)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=x == "round", steps=[1, 2, 5, 10]))
+        round_ticks(axes, most=5, whole=x != "virtual_seconds")
     if panels[-1][0] == "bytes":
         all_axes[-1].xaxis.set_major_formatter(EngFormatter(unit="B"))
     all_axes[0].set_ylabel(what)
@@ -112,7 +112,7 @@ def draw_seeds(runs: Sequence[Lines]) -> Figure:
         line(axes, x_T, mean_T, color=BLUE, linewidth=2.4, label="mean of the seeds")
         axes.set(xlabel="round", ylabel=f"validation {what}, {of}")
         axes.set_title(f"Validation {what} of {len(runs)} seed{'s' * (len(runs) > 1)}")
-        whole_ticks(axes)
+        round_ticks(axes)
         loss_scale(axes) if what == "loss" else accuracy_scale(axes)
         if not len(x_T):
             note(axes, "no round that all seeds logged")
@@ -147,8 +147,8 @@ def compare_path(run_dirs: Sequence[PathLike]) -> Path:
     names = [path.removesuffix(f"{os.sep}stage1") for path in paths]
     text = "_vs_".join(names)
     name = re.sub(r"[^\w.=+-]", "_", text, flags=re.ASCII)[:LONGEST_FILE_NAME]
-    if name != text or "_vs_" in "".join(names):  # others could end up with the same
-        name += "_" + hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
+    if name != text or any("vs" in name for name in names):  # other runs could end up with the same
+        name += "_" + hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()[:8]
     return folder / f"compare_{name}.png"
 
 

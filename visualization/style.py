@@ -132,6 +132,12 @@ def note(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
 
 
+def note_if_empty(axes: Axes) -> None:
+    """Say so where no curve has a point."""
+    if not any(len(curve.get_xdata()) for curve in axes.lines):
+        note(axes, "no finite figure was logged")
+
+
 # ---- parts of pictures --------------------------------------------------------------------------
 
 
@@ -171,15 +177,15 @@ def loss_scale(axes: Axes) -> None:
     if len(values) and values.min() > 0 and values.max() > 20 * values.min():
         axes.set_yscale("log")
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, max(axes.get_ylim()[1], 1.05 * values.max(initial=0)))
 
 
-def whole_ticks(axes: Axes) -> None:
-    """Few, whole, round numbers along x."""
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    low, high = axes.get_xlim()
-    if high - low < 0.2:  # one point
-        axes.set_xlim(low - 1, high + 1)
+def round_ticks(axes: Axes, most: int = 6, whole: bool = True) -> None:
+    """Few, round and, where they count something, ``whole`` numbers along x; a single point gets room."""
+    axes.xaxis.set_major_locator(MaxNLocator(most, integer=whole, steps=[1, 2, 5, 10]))
+    x = np.concatenate([curve.get_xdata() for curve in axes.lines] or [np.empty(0)])
+    if len(x) and np.ptp(x) == 0:
+        axes.set_xlim(x[0] - 1, x[0] + 1)
 
 
 def accuracy_scale(axes: Axes) -> None:
