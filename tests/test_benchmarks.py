@@ -17,10 +17,12 @@ from benchmarks.influence import PARTS, ratios
 from benchmarks.influence import describe as describe_influence
 from benchmarks.influence import main as influence_main
 from benchmarks.influence_probes import Case, ScoredRun, naive_dice
+from benchmarks.rule import main as rule_main
 from benchmarks.training import main
-from benchmarks.training_probes import Setting, bare_loop, fleet_rounds
+from benchmarks.training_probes import Setting, bare_loop, build_model, fleet_rounds
 from utils.influence.cascade import cascade
 from utils.influence.dice import dice
+from workers.tuning import rule
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -191,3 +193,28 @@ def test_the_influence_command(tmp_path, capsys):
     assert row["steps"] == 3 and set(row["seconds"]) == set(PARTS)
     assert "naive dice costs" in (printed := capsys.readouterr().out) and printed.count("mlp digits N=8 (vmap): ") == 7
     assert influence_main(["--models", "mpl"]) == 2 and "Did you mean 'mlp'?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_rule_command(tmp_path, capsys):
+    out = tmp_path / "rule.json"
+    assert rule_main(["--quick", "--threads", "1", "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["model"]: row["rule"] for row in rows} == {"mlp": "threads nchw", "cnn": "threads channels_last"}
+    assert all(row["fastest"] in row["rates"] and row["ratio"] > 0 for row in rows)
+    assert "of 2 choices" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "workers", "device", "engine"),
+    [
+        ("mlp", 8, "cpu", "vmap"),
+        ("mlp", 7, "cpu", "threads"),
+        ("mlp_wide", 64, "cpu", "threads"),
+        ("cnn", 64, "cpu", "threads"),
+        ("resnet18", 8, "cuda", "graph"),
+        ("mlp", 64, "cuda", "vmap"),
+    ],
+)
+def test_the_rule(model, workers, device, engine):
+    assert rule(build_model(model), workers, device) == engine

@@ -255,7 +255,11 @@ def test_milestones_that_are_no_numbers(value, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
-@pytest.mark.parametrize("flags", [["--config"], ["--mode", "file", "--topology_file"]], ids=lambda f: f[-1])
+@pytest.mark.parametrize(
+    "flags",
+    [["--config"], ["--mode", "file", "--topology_file"], ["--drop_samples"], ["--keep_samples"]],
+    ids=lambda f: f[-1],
+)
 def test_what_is_no_regular_file_is_not_read(flags, kind, tmp_path, capsys):
     """A pipe without a writer would block for ever, and /dev/zero would fill the memory."""
     path = Path("/dev/null") if kind == "device" else tmp_path / kind
