@@ -23,20 +23,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel ov
 def main(argv: list[str] | None = None) -> int:
     """Parse, train, report. Returns the exit code: 0, or 2 where the user has to change something."""
     from utils.args import Config, parse
-    from utils.errors import UsageError
+    from utils.errors import INTERRUPTED, UsageError
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         config = parse(Config, argv, __doc__)
         from training.build import find_device
-        from training.run import own_folder, run_folder, run_name, train_seeds
+        from training.run import check_same_command, own_folders, run_folder, run_name, train_seeds
         from workers import distributed
 
         distributed.join(find_device(config.device).type)
         lead = distributed.rank() == 0
-        if distributed.started():  # one folder for all, although each may have its data elsewhere
+        if distributed.started():
+            check_same_command(config)  # but each may have its data elsewhere, so the first one names the folder
             config = dataclasses.replace(config, run_name=distributed.share_json(run_name(config)))
-        with own_folder(run_folder(config)):
+        with own_folders(config, run_folder(config)):
             summary, run_dirs = train_seeds(config)
             distributed.leave()
             if lead and config.plots:
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     spread = f" +- {summary['test_accuracy_std']:.4f} over {config.seeds} seeds" if config.seeds > 1 else ""
     print(

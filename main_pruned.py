@@ -26,18 +26,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel ov
 def main(argv: list[str] | None = None) -> int:
     """Parse, then stage 1, scores, stage 2, comparison. Returns the exit code."""
     from utils.args import parse
-    from utils.errors import UsageError
+    from utils.errors import INTERRUPTED, UsageError
     from utils.pruning_args import PruningConfig
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         config = parse(PruningConfig, argv, __doc__)
-        from training.pruning import stage1_config
-        from training.run import each_seed, own_folder, run_folder
+        from training.pruning import stage1_config, stage1_folder
+        from training.run import each_seed, own_folders
 
         config = stage1_config(config)
-        folder = Path(config.stage1_dir).parent if config.stage1_dir else run_folder(config)
-        with own_folder(folder):
+        folder = stage1_folder(config)
+        with own_folders(config, folder):
             results = [run(one) for one in each_seed(config)]
             if len(results) > 1:
                 summarize(folder, results, config.plots)
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     return 0
 
@@ -53,12 +53,13 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: PruningConfig) -> dict[str, Any]:
     """One seed; returns what its audit.json, sweep.json and comparison.json hold, by name."""
     from training.audit import audit, report
-    from training.pruning import compare, node_view, open_stage1, run_stage1, run_stage2, sweep
+    from training.pruning import check_stage2, compare, node_view, open_stage1, run_stage1, run_stage2, sweep
 
     if config.stage == 1:
         summary = run_stage1(config)
         print(f"stage 1: test accuracy of the consensus model {summary['test_accuracy']:.4f}")
         return {}
+    check_stage2(config)
     stage1, results = open_stage1(config), {}
     if config.audit:
         results["audit"] = audit(stage1)

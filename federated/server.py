@@ -16,8 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from federated.identity import PublicKey, read_allow_list
 from federated.nodes import Nodes
 from federated.rounds import DeployedFedAvg, configuration, execution
-from training.build import build
-from training.run import claim, own_folder, run_folder
+from training.run import own_folders, prepare, run_folder
 from training.trainer import Trainer
 from utils.args import Config
 from utils.errors import UsageError
@@ -39,7 +38,7 @@ def serve(grid: Grid, context: Context) -> None:
     """The run that the flags describe, in a folder that no other process works in."""
     config = configuration(str(context.run_config["flags"]))
     config = dataclasses.replace(config, quiet=True, checkpoint_every=config.checkpoint_every or 1)
-    with own_folder(run_folder(config)):
+    with own_folders(config, run_folder(config)):
         train(grid, context, config)
 
 
@@ -47,12 +46,11 @@ def train(grid: Grid, context: Context, config: Config) -> None:
     """The run, to its summary."""
     settings = context.run_config
     run_dir = run_folder(config) / "stage1"
-    recorded = claim(config, run_dir)
-    if recorded is not None and (run_dir / "summary.json").exists():
+    keys = allow_list(str(settings["node-keys"]), config.num_workers)
+    job = prepare(config, run_dir, execution(config))
+    if job is None:
         print(f"the run {run_dir} is finished")
         return
-    keys = allow_list(str(settings["node-keys"]), config.num_workers)
-    job = build(config, recorded or execution(config))
     nodes = Nodes(grid, job, context.run_id, keys, float(settings["nodes-seconds"]), float(settings["reply-seconds"]))
     trainer = Trainer(job, run_dir, notes={"deployment": {"flwr": version("flwr"), "nodes": config.num_workers}})
     trainer.protocol = DeployedFedAvg(nodes.exchange)

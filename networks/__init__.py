@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -26,6 +27,7 @@ from networks.resnet import resnet18, resnet34, resnet50
 from networks.shufflenet import shufflenet
 from networks.squeezenet import squeezenet
 from utils.errors import UsageError, choose
+from utils.files import parse_json
 
 NETWORKS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {
     "squeezenet": squeezenet,
@@ -123,20 +125,16 @@ def features(model: nn.Module, images: Tensor) -> Tensor:
     return seen[-1]
 
 
-def model_metadata(name: str, num_classes: int, image_shape: Sequence[int], **notes: str) -> dict[str, str]:
-    """What a file must say for :func:`load_trained` to rebuild the network; ``notes`` ride along."""
-    built = {
-        "model": name,
-        "num_classes": json.dumps(num_classes),
-        "image_shape": json.dumps(list(image_shape)),
-    }
-    return notes | built
+def model_metadata(name: str, num_classes: int, image_shape: Sequence[int], **notes: Any) -> dict[str, Any]:
+    """What a file must say for :func:`load_trained` to rebuild the network; ``notes`` (JSON-able) ride along."""
+    return notes | {"model": name, "num_classes": num_classes, "image_shape": list(image_shape)}
 
 
-def save_model(model_state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
+def save_model(model_state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, Any]) -> None:
     """Write a ``state_dict`` as one safetensors file, atomically, in canonical layout.
 
-    ``metadata`` comes from :func:`model_metadata`. Integer counters may be left out of the state.
+    ``metadata`` comes from :func:`model_metadata` and is kept as JSON under one key: safetensors writes several
+    keys in random order, and equal models should be equal files. Integer counters may be left out of the state.
     """
     missing = {"model", "num_classes", "image_shape"} - set(metadata)
     if missing:
@@ -146,7 +144,7 @@ def save_model(model_state: Mapping[str, Tensor], path: str | Path, metadata: Ma
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, unfinished, metadata=dict(metadata))
+        safetensors.torch.save_file(tensors, unfinished, metadata={"network": json.dumps(metadata, sort_keys=True)})
         os.replace(unfinished, path)
     except (OSError, safetensors.SafetensorError) as error:
         with contextlib.suppress(OSError):
@@ -228,13 +226,14 @@ def _read_trained(path: Path) -> tuple[nn.Module, int, tuple[int, int, int]]:
         raise UsageError(f"there is no model file {path}: give the path of a run's model.safetensors.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            text = (file.metadata() or {}).get("network", "")
             state = {key: file.get_tensor(key) for key in file.keys()}
     except (safetensors.SafetensorError, OSError) as error:
         raise UsageError(f"{path} is damaged or no safetensors file: write it anew or use another.") from error
     try:
-        name, num_classes = metadata["model"], int(json.loads(metadata["num_classes"]))
-        image_shape = tuple(int(size) for size in json.loads(metadata["image_shape"]))
+        metadata = parse_json(text)
+        name, num_classes = str(metadata["model"]), int(metadata["num_classes"])
+        image_shape = tuple(int(size) for size in metadata["image_shape"])
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} does not say which network it holds: save it with networks.save_model.") from error
 

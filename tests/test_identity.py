@@ -23,6 +23,7 @@ import main_pruned
 from training import checkpoint
 from training.run import run_name
 from utils.args import Config
+from utils.digest import digest_json
 from utils.lock import locked
 
 ROOT = Path(main.__file__).parent
@@ -189,6 +190,13 @@ def test_the_record_of_a_stage_2_replays_it(tmp_path, capsys):
     assert main.main([*words, "third"]) == 0
     assert metrics(tmp_path / "third" / "stage1") == metrics(again)
 
+    run.mkdir()  # a file of that name where it was, with other contents, does not count
+    (run / "stage2_random_0.3").mkdir()
+    (run / "stage2_random_0.3" / "kept_samples.txt").write_text("1 2 3\n")
+    assert main.main([*words, "another"]) == 0
+    assert metrics(tmp_path / "another" / "stage1") == metrics(again)
+    shutil.rmtree(run)
+
     (moved / "kept_samples.txt").write_text("1 2 3\n")
     assert "--keep_samples" in refused(capsys, main.main([*words, "fourth"]))
     (moved / "kept_samples.txt").unlink()
@@ -306,13 +314,12 @@ def test_processes_that_fight_for_a_lock(tmp_path):
     """Never two at a time inside, whoever removes the file of the lock when."""
     script = tmp_path / "fight.py"
     script.write_text(
-        "import sys, time, os\n"
+        "import sys, os\n"
         "from pathlib import Path\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from utils.lock import locked\n"
         "inside, won = Path(sys.argv[1]) / 'inside', 0\n"
-        "end = time.time() + 3\n"
-        "while time.time() < end:\n"
+        "while won < 100:\n"
         "    try:\n"
         "        with locked(Path(sys.argv[1]) / 'run'):\n"
         "            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))\n"
@@ -320,13 +327,11 @@ def test_processes_that_fight_for_a_lock(tmp_path):
         "            inside.unlink()\n"
         "    except ValueError:\n"
         "        pass\n"
-        "print(won)\n"
     )
     words = [sys.executable, str(script), str(tmp_path)]
     processes = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    answers = [process.communicate(timeout=60) for process in processes]
-    assert [errors for _, errors in answers] == ["", "", ""]
-    assert all(int(won) > 0 for won, _ in answers)
+    answers = [process.communicate(timeout=300) for process in processes]
+    assert answers == [("", "")] * 3
 
 
 # ---- small things that went wrong ---------------------------------------------------------------------------
@@ -383,7 +388,7 @@ def test_an_interrupted_audit_goes_on(tmp_path, monkeypatch):
     assert command.load(run / "audit.json")["actual"] == command.load(whole / "audit.json")["actual"]
 
 
-@pytest.mark.parametrize("damage", ["{", '{"settings": 1}', "flip"])
+@pytest.mark.parametrize("damage", ["{", '{"settings": 1}', "flip", {"0": None}, {"x": 1.0}, [1.0]])
 def test_damaged_retrainings_are_made_again(tmp_path, damage, capsys):
     words = ("--audit", "--audit_groups", "3", "--methods", "random")
     run = prune(tmp_path, *words)
@@ -392,6 +397,8 @@ def test_damaged_retrainings_are_made_again(tmp_path, damage, capsys):
     if damage == "flip":
         digit = text.index('"0": ') + 8
         damage = text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :]
+    if not isinstance(damage, str):  # its digest is right, but nothing else
+        damage = json.dumps(json.loads(text) | {"values": damage, "digest": digest_json(damage)})
     kept.write_text(damage)
     capsys.readouterr()
     prune(tmp_path, *words)

@@ -1,5 +1,6 @@
 """Every network at every supported size; seeds; the cut at the head; double backward; files."""
 
+import json
 import urllib.error
 from pathlib import Path
 
@@ -224,7 +225,7 @@ def saved(tmp_path: Path) -> tuple[nn.Module, Path]:
     model = load_model("shufflenet", 5, (3, 16, 16), seed=0)
     model(torch.rand(4, 3, 16, 16))
     path = tmp_path / "stage1" / "model.safetensors"
-    save_model(model.state_dict(), path, model_metadata("shufflenet", 5, (3, 16, 16), seed="7"))
+    save_model(model.state_dict(), path, model_metadata("shufflenet", 5, (3, 16, 16), seed=7))
     return model.eval(), path
 
 
@@ -238,12 +239,12 @@ def test_save_and_load_round_trip(saved):
             assert torch.equal(model(images), loaded(images))
     assert torch.equal(torch.get_rng_state(), before)
     with safetensors.safe_open(path, framework="pt") as file:
-        assert file.metadata() == {
-            "model": "shufflenet",
-            "num_classes": "5",
-            "image_shape": "[3, 16, 16]",
-            "seed": "7",
-        }
+        said = json.loads(file.metadata()["network"])
+    assert said == {"model": "shufflenet", "num_classes": 5, "image_shape": [3, 16, 16], "seed": 7}
+    again = path.with_name("again.safetensors")
+    save_model(dict(reversed(model.state_dict().items())), again, dict(reversed(said.items())))
+    assert again.read_bytes() == path.read_bytes()
+    again.unlink()
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # no temporary file is left
 
 
@@ -285,10 +286,11 @@ def test_files_that_do_not_fit_are_refused_in_one_line(saved, tmp_path):
         assert "damaged" in message(path)
     path.write_bytes(np.random.default_rng(0).bytes(1000))
     assert "damaged" in message(path)
-    for metadata in (None, {}, right | {"num_classes": "five"}, right | {"image_shape": "16"}):
-        safetensors.torch.save_file(state, path, metadata=metadata)
+    odd = [json.dumps(right | part) for part in ({"num_classes": "five"}, {"image_shape": 3})]
+    for said in (None, "", "[", "[]", "{}", *odd):
+        safetensors.torch.save_file(state, path, metadata=said if said is None else {"network": said})
         assert "which network" in message(path)
-    for metadata in (right | {"num_classes": "6"}, right | {"model": "cnn"}):
+    for metadata in (right | {"num_classes": 6}, right | {"model": "cnn"}):
         save_model(state, path, metadata)
         assert "does not fit" in message(path)
     save_model({key: value for key, value in state.items() if key != "fc.bias"}, path, right)

@@ -74,7 +74,7 @@ def checks_only(monkeypatch):
     """main and main_pruned up to where they would load data."""
     summary = {"test_accuracy": 0.5, "test_accuracy_std": 0.0, "epochs": 1.0, "seconds": 1.0}
     monkeypatch.setattr("training.run.train_seeds", lambda config: (summary, []))
-    monkeypatch.setattr("main_pruned.run", lambda config: None)
+    monkeypatch.setattr("main_pruned.run", lambda config: {})
 
 
 COMMAND_LINES = {"program": st.sampled_from([main, main_pruned]), "lines": st.lists(ANY_FLAG, max_size=4)}

@@ -81,9 +81,12 @@ class Retrainings:
 
     def _read(self) -> dict[int, float]:
         record = read_record(self.path, "settings", "values", "digest")
-        if record["settings"] != self.settings or digest_json(record["values"]) != record["digest"]:
-            raise UsageError(f"{self.path} is damaged")
-        return {int(i): value for i, value in record["values"].items()}
+        try:
+            if record["settings"] == self.settings and digest_json(record["values"]) == record["digest"]:
+                return {int(i): float(value) for i, value in record["values"].items()}
+        except (TypeError, ValueError, AttributeError):
+            pass
+        raise UsageError(f"{self.path} is damaged")
 
     def add(self, indices: list[int], values: list[float]) -> None:
         """Keep the results of a fleet."""

@@ -182,7 +182,8 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
     shards = whole_shards if kept_ids is None else [s[torch.isin(s, kept_ids)] for s in whole_shards]
     empty = [k for k, s in enumerate(shards) if len(s) == 0]
     if empty:
-        raise UsageError(f"worker {empty[0]} got no samples: use fewer workers, a larger --alpha or --min_shard 1.")
+        kept = "keep some of each worker's with --keep_samples" if kept_ids is not None else "a --min_shard of 1"
+        raise UsageError(f"worker {empty[0]} got no samples: use fewer workers, a larger --alpha or {kept}.")
     identity = identity_of(config, dataset.fingerprint, shards)
     distributed.agree(identity, "data or settings")
     topology = build_topology(

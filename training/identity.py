@@ -50,12 +50,14 @@ def check_identity(run_dir: Path, now: Identity) -> None:
         if then["digest"] == now["digest"]:
             return
         what = data_differences(then["data"], now["data"])
-        what = what or ("other shards" if then["shards"] != now["shards"] else "other settings")
+        what = what or next((f"other {name}" for name in ("shards", "settings") if then[name] != now[name]), "")
     except (KeyError, TypeError) as error:
         raise UsageError(
             f"the run {run_dir} does not record what data it was made with (an older version made it?): "
             "--overwrite replaces it, --run_name NAME starts another."
         ) from error
+    if not what:
+        raise UsageError(f"{run_dir / 'config.json'} is damaged (its digest is not its own): --overwrite replaces it.")
     raise UsageError(
         f"the data are not those that the run {run_dir} was made with ({what}): put the old files back, "
         "start another run with --run_name NAME, or replace this one with --overwrite."

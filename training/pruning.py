@@ -25,7 +25,7 @@ from training.build import Job, build
 from training.identity import check_identity
 from training.protocols import load_protocol
 from training.retrain import Recipe
-from training.run import claim, recorded_execution, run_folder
+from training.run import claim, clear, prepare, recorded_execution, run_folder
 from training.scores import keep_best, scores_for
 from training.trainer import train
 from training.trajectory import RecordedRun
@@ -67,6 +67,11 @@ def stage1_config(config: PruningConfig) -> PruningConfig:
     return dataclasses.replace(config, model=config.model_A or config.model)
 
 
+def stage1_folder(config: PruningConfig) -> Path:
+    """Where stage 1, its scores and stage 2 are."""
+    return Path(config.stage1_dir).parent if config.stage1_dir else run_folder(config)
+
+
 def check_scorable(config: PruningConfig) -> None:
     """Raises :class:`UsageError` where no influence method could score the run, before it is trained."""
     reason = load_protocol(config.protocol).not_linear(config)
@@ -79,10 +84,9 @@ def run_stage1(config: PruningConfig, run_dir: Path | None = None) -> dict[str, 
     config = stage1_config(config)
     check_scorable(config)
     run_dir = run_dir or run_folder(config) / "stage1"
-    execution = claim(config, run_dir)
-    if execution is not None and (run_dir / "summary.json").exists():
+    job = prepare(config, run_dir)
+    if job is None:
         return read_json(run_dir / "summary.json")
-    job = build(config, execution)
     return train(job, run_dir, snapshots=room_for_states(job, run_dir))
 
 
@@ -111,11 +115,10 @@ def open_stage1(config: PruningConfig) -> Stage1:
     """
     config = stage1_config(config)
     check_scorable(config)
-    folder = run_folder(config)
+    folder = stage1_folder(config)
     run_dir = folder / "stage1"
     if config.stage1_dir is not None:
         run_dir = Path(config.stage1_dir)
-        folder = run_dir.parent
         if not (run_dir / "config.json").exists():
             raise UsageError(
                 f"--stage1_dir {run_dir}: there is no run (no config.json). Leave the flag out to train one."
@@ -154,10 +157,17 @@ def kept_ids(stage1: Stage1, method: str, ratio: float) -> Tensor:
     return keep_best(scores_n, stage1.run.worker_of_n.cpu(), ratio, stage1.config.prune_scope)
 
 
-def stage2_dir(stage1: Stage1, method: str, ratio: float) -> Path:
+def stage2_dir(folder: Path, method: str, ratio: float) -> Path:
     """Where stage 2 of a method and ratio goes."""
-    name = "stage2_noprune" if method == "noprune" else f"stage2_{method}_{ratio:g}"
-    return stage1.folder / name
+    return folder / ("stage2_noprune" if method == "noprune" else f"stage2_{method}_{ratio:g}")
+
+
+def check_stage2(config: PruningConfig) -> None:
+    """Raises :class:`UsageError` where stage 2 is there already and no flag says what is to become of it: before
+    anything is trained or scored."""
+    asked = config.resume or config.overwrite or config.audit or config.sweep
+    if config.prunes_by and not asked:
+        claim(config, stage2_dir(stage1_folder(config), config.prunes_by, config.train_ratio))
 
 
 def run_stage2(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -> tuple[dict[str, Any], Path]:
@@ -167,30 +177,42 @@ def run_stage2(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -
     stage 2 made under the same settings without asking (the sweep does).
     """
     ids = kept_ids(stage1, method, ratio)
-    run_dir = stage2_dir(stage1, method, ratio)
-    config = stage2_config(stage1, None if method == "noprune" else run_dir / "kept_samples.txt")
+    run_dir = stage2_dir(stage1.folder, method, ratio)
     pruning = {
         "algorithm": method,
         "ratio": ratio,
-        "scope": config.prune_scope,
+        "scope": stage1.config.prune_scope,
         "kept": len(ids),
         "kept_digest": digest_tensors({"ids": ids}),
         "stage1": stage1.final_state,
     }
+    kept, unfinished = run_dir / "kept_samples.txt", run_dir.with_name(f"{run_dir.name}.kept_samples.tmp")
+    config = stage2_config(stage1, None if method == "noprune" else unfinished)
     same = (run_dir / "config.json").exists() and read_json(run_dir / "config.json").get("pruning") == pruning
     if same and reuse and not config.overwrite:
         config = dataclasses.replace(config, resume=True)
-    execution = claim(config, run_dir)
-    if execution is not None and not same:
-        raise UsageError(f"{run_dir} was pruned under other settings: --overwrite replaces it.")
-    if execution is not None and (run_dir / "summary.json").exists():
-        return read_json(run_dir / "summary.json"), run_dir
-    if config.keep_samples:
-        text = f"# {len(ids)} samples that {method} keeps\n" + "\n".join(map(str, ids.tolist())) + "\n"
-        write_atomically(config.keep_samples, lambda file: file.write(text.encode()))
-    if execution is None and config.model == stage1.config.model:
-        execution = stage1.job.execution
-    return train(build(config, execution), run_dir, notes={"pruning": pruning}), run_dir
+    try:
+        if config.keep_samples:
+            text = f"# {len(ids)} samples that {method} keeps\n" + "\n".join(map(str, ids.tolist())) + "\n"
+            write_atomically(unfinished, lambda file: file.write(text.encode()))
+        execution = claim(config, run_dir)
+        begins = execution is None
+        if not begins and not same:
+            raise UsageError(f"{run_dir} was pruned under other settings: --overwrite replaces it.")
+        if not begins and (run_dir / "summary.json").exists():
+            return read_json(run_dir / "summary.json"), run_dir
+        if begins and config.model == stage1.config.model:
+            execution = stage1.job.execution
+        job = build(config, execution)
+        if begins:
+            clear(run_dir)
+        if config.keep_samples:
+            run_dir.mkdir(exist_ok=True)
+            unfinished.replace(kept)
+            job.config = dataclasses.replace(config, keep_samples=str(kept))
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return train(job, run_dir, notes={"pruning": pruning}), run_dir
 
 
 def stage2_config(stage1: Stage1, kept: Path | None) -> PruningConfig:

@@ -19,13 +19,13 @@ from typing import Any
 
 from data.dataset_loader import data_differences
 from training.build import Execution, Job, build
-from training.identity import settings_of
+from training.identity import check_identity, settings_of
 from training.trainer import train
 from utils.args import Config, differences
 from utils.digest import digest_json
 from utils.errors import UsageError
 from utils.lock import locked
-from utils.recorded import file_digests
+from utils.recorded import FILES, file_digests
 from utils.records import read_json, write_json
 from workers import distributed
 
@@ -69,9 +69,14 @@ def run_folder(config: Config) -> Path:
 
 
 @contextlib.contextmanager
-def own_folder(folder: Path) -> Iterator[None]:
-    """Nobody else works in the folder of a run until the block ends; of several processes the first one locks it."""
-    with locked(folder) if distributed.rank() == 0 else contextlib.nullcontext():
+def own_folders(config: Config, folder: Path) -> Iterator[None]:
+    """Nobody else works in ``folder``, or in that of one of its seeds, until the block ends; of several processes
+    the first one locks them."""
+    with contextlib.ExitStack() as stack:
+        if distributed.rank() == 0:
+            seeds = [run_folder(one) for one in each_seed(config)] if config.seeds > 1 else []
+            for one in (folder, *seeds):
+                stack.enter_context(locked(one))
         yield
 
 
@@ -80,12 +85,23 @@ def train_run(config: Config, run_dir: Path) -> dict[str, Any]:
     trained again. Raises :class:`UsageError` where the directory holds another run, or this one and
     neither ``--resume`` nor ``--overwrite`` is given."""
     check_packages(config)
+    job = prepare(config, run_dir)
+    return read_json(run_dir / "summary.json") if job is None else train(job, run_dir)
+
+
+def prepare(config: Config, run_dir: Path, first: Execution | None = None) -> Job | None:
+    """The job that may now be trained in ``run_dir``; None where it is finished. What ``--overwrite`` replaces is
+    deleted here, once it is sure that the new run can begin. ``first``: how a run that begins is executed.
+    Raises :class:`UsageError` as :func:`claim` and :func:`build` do, and where the recorded run is of other data."""
     execution = claim_together(config, run_dir)
-    if execution is not None and (run_dir / "summary.json").exists():
-        return read_json(run_dir / "summary.json")
-    job = build(config, execution)
+    job = build(config, execution or first)
     warn_of_other_data(job)
-    return train(job, run_dir)
+    if execution is None:
+        clear(run_dir)
+    elif (run_dir / "summary.json").exists():
+        check_identity(run_dir, job.identity)
+        return None
+    return job
 
 
 def warn_of_other_data(job: Job) -> None:
@@ -109,10 +125,13 @@ def check_packages(config: Config) -> None:
             raise UsageError("--tensorboard needs the package: pip install tensorboard.") from error
 
 
-def claim_together(config: Config, run_dir: Path) -> Execution | None:
-    """:func:`claim`, done by process 0 for all, once they have found that they were started alike. Processes that
-    torchrun restarts after a fault resume."""
+def check_same_command(config: Config) -> None:
+    """Raises :class:`UsageError` on all processes unless they were started with the same settings."""
     distributed.agree({f"--{k}": v for k, v in config.to_json().items() if k not in OWN}, "settings")
+
+
+def claim_together(config: Config, run_dir: Path) -> Execution | None:
+    """:func:`claim`, done by process 0 for all. Processes that torchrun restarts after a fault resume."""
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         config = dataclasses.replace(config, resume=True, overwrite=False)
     answer: dict[str, Any] = {}
@@ -129,17 +148,19 @@ def claim_together(config: Config, run_dir: Path) -> Execution | None:
 
 
 def claim(config: Config, run_dir: Path) -> Execution | None:
-    """See to it that ``run_dir`` may be written; the recorded execution where a run is resumed."""
+    """Decide whether ``run_dir`` may be written (nothing is touched): the recorded execution where a run is
+    resumed, None where one begins; :func:`clear` deletes what it replaces."""
     if not run_dir.exists() or not any(run_dir.iterdir()):
         return None
     if not (run_dir / "config.json").exists():
-        if config.resume or config.overwrite:  # killed before its first line; nothing in it can be trusted
-            for name in ("checkpoints", "trajectory"):
-                shutil.rmtree(run_dir / name, ignore_errors=True)
+        if config.resume or config.overwrite:
             return None
-        raise UsageError(f"{run_dir} exists and is not empty: choose another --run_name or --results_dir.")
+        raise UsageError(
+            f"{run_dir} holds files, but no run (or one that was killed before its first round: then --resume "
+            "starts it again): choose another --run_name or --results_dir."
+        )
     if config.overwrite:
-        remove_run(run_dir)
+        check_outside(config, run_dir)
         return None
     if not config.resume:
         raise UsageError(
@@ -147,6 +168,28 @@ def claim(config: Config, run_dir: Path) -> Execution | None:
             "--run_name NAME starts another."
         )
     return recorded_execution(config, run_dir)
+
+
+def check_outside(config: Config, run_dir: Path) -> None:
+    """Raises :class:`UsageError` where the new run would read what it is about to delete."""
+    for name in (*FILES, "config", "dataset_path"):
+        path = getattr(config, name)
+        if path and Path(path).resolve().is_relative_to(run_dir.resolve()):
+            raise UsageError(
+                f"--{name} {path} lies inside the run that --overwrite would delete: give another --run_name, or "
+                "copy it elsewhere first."
+            )
+
+
+def clear(run_dir: Path) -> None:
+    """Delete what a new run in ``run_dir`` replaces: a run, or what is left of one that was killed before its
+    first line. (Other files stay.)"""
+    if distributed.rank() == 0:
+        if (run_dir / "config.json").exists():
+            remove_run(run_dir)
+        for name in ("checkpoints", "trajectory"):
+            shutil.rmtree(run_dir / name, ignore_errors=True)
+    distributed.barrier()
 
 
 def remove_run(run_dir: Path) -> None:

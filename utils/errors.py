@@ -11,6 +11,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+INTERRUPTED = (
+    "interrupted; the same command with --resume goes on from the last checkpoint, or from the start where there is "
+    "none yet"
+)
+
 
 class UsageError(ValueError):
     """Bad input. The message is one line: what is wrong, and what to do about it."""

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import platform
+import stat
 import sys
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ except ImportError:  # Windows
     fcntl = None
 
 NAME = ".lock"
+ATTEMPTS = 1000  # each but the last fails because another process has just removed the folder or its lock
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -52,14 +54,18 @@ def _acquire(folder: Path) -> int | None:
     if fcntl is None:
         return None
     path = folder / NAME
-    while True:
+    for _ in range(ATTEMPTS):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            # Neither through a link, whose target would be overwritten, nor waiting for the other end of a pipe.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         except FileNotFoundError:
             continue  # the holder before us removed the folder it left empty
         except OSError as error:
-            raise UsageError(f"cannot write {folder}: {error.strerror}; choose another --results_dir.") from error
+            raise UsageError(f"cannot write {path}: {error.strerror}; choose another --results_dir.") from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise UsageError(f"{path} is not a regular file: delete it, or choose another --results_dir.")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -71,13 +77,12 @@ def _acquire(folder: Path) -> int | None:
             raise UsageError(
                 f"{folder} is in use by {_name(holder)}: wait until it has ended, or choose another --run_name."
             ) from error
-        try:
-            ours = os.fstat(descriptor).st_ino == path.stat().st_ino
-        except FileNotFoundError:
-            ours = False
-        if ours:
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                break
         os.close(descriptor)  # the holder before us has removed this file: lock the next one
+    else:
+        raise UsageError(f"cannot make {folder}: it vanishes at once; choose another --results_dir.")
     who = {"pid": os.getpid(), "host": platform.node(), "command": sys.argv}
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(who).encode()[:4096], 0)

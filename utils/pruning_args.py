@@ -46,7 +46,9 @@ class PruningConfig(Config):
     model_B: str | None = flag(
         None, "pruning", "model of stage 2 (default: that of stage 1)", choices=MODEL_NAMES, numeric=False
     )
-    stage1_dir: str | None = flag(None, "pruning", "use this finished stage 1", numeric=False)
+    stage1_dir: str | None = flag(
+        None, "pruning", "use this finished stage 1; what follows is put beside it", numeric=False
+    )
     stage2_epochs: float | None = flag(
         None,
         "pruning",

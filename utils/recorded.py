@@ -84,15 +84,16 @@ def _typed(path: str, name: str, value: Any, hint: Any) -> Any:
 def recorded_files(
     path: str, record: dict[str, dict[str, Any]], config: Config, given: dict[str, Any]
 ) -> dict[str, str]:
-    """Where the files that a record names are now: where they were, or beside the record. Raises
-    :class:`UsageError` where one has other contents than it had."""
-    moved = {}
+    """Where the files that a record names are now: beside the record, if that is the file it means, or where they
+    were. Raises :class:`UsageError` where one has other contents than it had."""
+    then, moved = record["files"], {}
     for name in FILES:
         file = getattr(config, name)
         beside = Path(path).parent / Path(file or "").name
-        if file and name not in given and not Path(file).is_file() and beside.is_file():
-            moved[name] = str(beside)
-    then = record["files"]
+        if file and name not in given and beside.is_file():
+            at_beside = file_digests(dataclasses.replace(config, **{name: str(beside)})).get(name)
+            if at_beside == then.get(name) or not Path(file).is_file():
+                moved[name] = str(beside)
     now = file_digests(dataclasses.replace(config, **moved))
     changed = [f"--{k}" for k, digest in now.items() if k not in given and then.get(k, digest) != digest]
     if changed:
