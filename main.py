@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel ov
 def main(argv: list[str] | None = None) -> int:
     """Parse, train, report. Returns the exit code: 0, or 2 where the user has to change something."""
     from utils.args import Config, parse
-    from utils.errors import INTERRUPTED, UsageError
+    from utils.errors import INTERRUPTED, UsageError, refusal
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
@@ -45,8 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         if not lead:
             return 0
     except (UsageError, OSError) as error:  # OSError: a path that cannot be used
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return refusal(error)
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         return 130

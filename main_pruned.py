@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel ov
 def main(argv: list[str] | None = None) -> int:
     """Parse, then stage 1, scores, stage 2, comparison. Returns the exit code."""
     from utils.args import parse
-    from utils.errors import INTERRUPTED, UsageError
+    from utils.errors import INTERRUPTED, UsageError, refusal
     from utils.pruning_args import PruningConfig
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
@@ -42,8 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             if len(results) > 1:
                 summarize(folder, results, config.plots)
     except (UsageError, OSError) as error:  # OSError: a path that cannot be used
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return refusal(error)
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         return 130

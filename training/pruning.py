@@ -188,17 +188,18 @@ def run_stage2(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -
     }
     kept, unfinished = run_dir / "kept_samples.txt", run_dir.with_name(f"{run_dir.name}.kept_samples.tmp")
     config = stage2_config(stage1, None if method == "noprune" else unfinished)
-    same = (run_dir / "config.json").exists() and read_json(run_dir / "config.json").get("pruning") == pruning
+    there = (run_dir / "config.json").exists()
+    same = there and read_json(run_dir / "config.json").get("pruning") == pruning
     if same and reuse and not config.overwrite:
         config = dataclasses.replace(config, resume=True)
+    if there and not same and config.resume and not config.overwrite:
+        raise UsageError(f"{run_dir} was pruned under other settings: --overwrite replaces it.")
     try:
         if config.keep_samples:
             text = f"# {len(ids)} samples that {method} keeps\n" + "\n".join(map(str, ids.tolist())) + "\n"
             write_atomically(unfinished, lambda file: file.write(text.encode()))
         execution = claim(config, run_dir)
         begins = execution is None
-        if not begins and not same:
-            raise UsageError(f"{run_dir} was pruned under other settings: --overwrite replaces it.")
         if not begins and (run_dir / "summary.json").exists():
             return read_json(run_dir / "summary.json"), run_dir
         if begins and config.model == stage1.config.model:

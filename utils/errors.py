@@ -6,6 +6,7 @@ Entry points catch :class:`UsageError`, print its single line and exit with code
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -19,6 +20,13 @@ INTERRUPTED = (
 
 class UsageError(ValueError):
     """Bad input. The message is one line: what is wrong, and what to do about it."""
+
+
+def refusal(error: Exception) -> int:
+    """Print the one line that says what the user has to change, and return the exit code of commands for it.
+    (In a single write: several processes may share a terminal.)"""
+    print(f"error: {' '.join(str(error).split())}\n", end="", file=sys.stderr)
+    return 2
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> UsageError:

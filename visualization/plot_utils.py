@@ -18,7 +18,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
-from utils.errors import UsageError
+from utils.errors import UsageError, refusal
 from utils.records import PathLike, Run, read_confusion
 from visualization.checked import load_labels, load_lines, load_partition, load_summary, load_topology
 from visualization.class_plots import count_classes, draw_class_mix, draw_confusion
@@ -254,8 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"--out {args.out} is no PNG file: give a name such as sheet.png")
         paths = draw(args.runs, args.seeds, args.out)
     except (UsageError, OSError) as error:  # OSError: a path that cannot be used
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return refusal(error)
     for path in paths:
         print(str(path).encode(errors="backslashreplace").decode())  # a path need not be UTF-8
     return 0
