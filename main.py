@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         from training.run import check_same_command, own_folders, run_folder, run_name, train_seeds
         from workers import distributed
 
-        distributed.join(find_device(config.device).type)
+        distributed.join(find_device(config.device))
         lead = distributed.rank() == 0
         if distributed.started():
             check_same_command(config)  # but each may have its data elsewhere, so the first one names the folder

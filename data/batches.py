@@ -27,7 +27,7 @@ class Batches:
     """
 
     def __init__(self, shards: list[Tensor], batch_size: int, seed: int):
-        self.seed = seed
+        self.shards, self.batch_size, self.seed = shards, batch_size, seed
         self.lengths_N = torch.tensor([len(s) for s in shards])
         self.sizes_N = self.lengths_N.clamp(max=batch_size)
         self.ragged = bool((self.sizes_N != self.sizes_N[0]).any())

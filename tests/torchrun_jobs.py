@@ -20,10 +20,12 @@ def config_of(mode, folder, **settings):
 
 
 if __name__ == "__main__":
+    import torch
+
     from training.run import run_folder, train_run
     from workers import distributed
 
-    distributed.join("cpu")
+    distributed.join(torch.device("cpu"))
     for mode in MODES:
         config = config_of(mode, sys.argv[1])
         train_run(config, run_folder(config) / "stage1")

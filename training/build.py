@@ -304,6 +304,8 @@ def first_execution(
     device = find_device(config.device)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     threads = config.threads or max(1, len(os.sched_getaffinity(0)) // here)
+    if device.type == "cuda":
+        threads = 1  # a GPU is fed by one thread, and what it batches does not depend on the cores beside it
     chosen = choose_execution(
         model, samples, batches, config.engine, config.channels_last, threads, device, autocast
     )

@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from data.batches import PADDING, Samples
-from workers.engine import Engine
+from workers.engine import DEVICE_ERRORS, Engine
 from workers.row_layout import without_counters
 from workers.worker_vision import Batch, Fleet, cross_entropy
 
@@ -358,7 +358,9 @@ class Derivatives:
                 for way in (self._by_forward_mode, self._by_double_backward):
                     down, products_1B = way(row_1D, *random_1D.tensor_split([self.layout.P], 1), few)
                     results.append(torch.cat([t.flatten() for t in (*down, products_1B)]))
-        except RuntimeError:  # an operation without a forward-mode rule, or one that cannot be differentiated
+        except RuntimeError as error:  # an operation without a forward-mode rule, or one that is not differentiable
+            if isinstance(error, DEVICE_ERRORS):
+                raise
             return self._by_double_backward
         error = (results[0] - results[1]).norm() / results[1].norm()
         return self._by_forward_mode if error < 1e-6 else self._by_double_backward

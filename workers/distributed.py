@@ -34,15 +34,18 @@ def started() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def join(device_type: str) -> None:
-    """Join the other processes, if torchrun started this one: gloo on CPU, nccl on GPU."""
+def join(device: torch.device) -> None:
+    """Join the other processes, if torchrun started this one. Rows travel by nccl between GPUs; what is on the CPU,
+    settings and signals, always by gloo, so that it waits for no GPU."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not started():
         store, rank, world = next(dist.rendezvous("env://", timeout=JOIN))
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             # torchrun keeps one store for all restarts, in which restarted processes would find each other's old
             # addresses. (Over several machines the count may differ: there a failed connection ends in a restart.)
             store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        backend = "nccl" if device_type == "cuda" else "gloo"
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # else every process would work, and nccl look for it, on GPU 0
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=JOIN)
         dist.distributed_c10d._set_pg_timeout(WAIT)
 
@@ -66,7 +69,7 @@ def world() -> int:
 def barrier() -> None:
     """Wait for all processes."""
     if started():
-        dist.barrier()
+        dist.all_reduce(torch.zeros(1))  # on the CPU, whatever the rows are on
 
 
 def block(num_workers: int, rank: int, world: int) -> range:
@@ -78,14 +81,13 @@ def share_json(value: Any) -> Any:
     """Process 0's JSON-able value, on all processes."""
     if not started():
         return value
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
-    length = torch.tensor([len(data)], device=device)
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    length = torch.tensor([len(data)])
     dist.broadcast(length, 0)
     if rank() != 0:
-        data = torch.empty(int(length), dtype=torch.uint8, device=device)
+        data = torch.empty(int(length), dtype=torch.uint8)
     dist.broadcast(data, 0)
-    return json.loads(bytes(data.cpu().tolist()))
+    return json.loads(bytes(data.tolist()))
 
 
 def agree(parts: dict[str, Any], what: str) -> None:
@@ -95,9 +97,8 @@ def agree(parts: dict[str, Any], what: str) -> None:
     """
     if not started():
         return
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     names = sorted(parts)
-    own = torch.tensor([list(bytes.fromhex(digest_json(parts[name]))) for name in names], device=device)
+    own = torch.tensor([list(bytes.fromhex(digest_json(parts[name]))) for name in names])
     everyone = [torch.empty_like(own) for _ in range(world())]
     dist.all_gather(everyone, own)
     for p, theirs in enumerate(everyone):
@@ -244,7 +245,7 @@ class ShardedFleet(Fleet):
 
     def total_crossed_bytes(self) -> int:
         """Bytes that crossed process boundaries in gossip, all processes together."""
-        total = torch.tensor([self.crossed_bytes], dtype=torch.int64, device=self.device)
+        total = torch.tensor([self.crossed_bytes], dtype=torch.int64)
         dist.all_reduce(total)
         return int(total)
 

@@ -34,6 +34,8 @@ from workers.row_layout import RowLayout, without_counters
 R = TypeVar("R")
 
 VMAP_CHUNK = 128  # workers; measured on the 64-64-10 MLP: 64 to 128 keep a chunk's rows in the cache
+# Errors of the machine, not of the network: out of memory, and whatever leaves a GPU in an unknown state.
+DEVICE_ERRORS = tuple(getattr(torch, n) for n in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, n))
 ENGINES = ("auto", "measure", "threads", "loop", "vmap", "graph")
 
 

@@ -27,7 +27,7 @@ from utils.errors import UsageError
 from workers.engine import Engine
 from workers.mixing import mix_rows, without_workers
 from workers.robust import Byzantine, robust_mix, sent_rows
-from workers.step_graph import MOST_ROWS, StepGraph
+from workers.step_graph import StepGraph
 
 COLUMNS = 1 << 16  # floats of a sum over rows that stay in a CPU's cache
 EVALUATION_BATCH = 128  # larger ones cost the CNN 1.8 times as much a sample on a CPU (freshly mapped memory)
@@ -161,7 +161,7 @@ class Fleet:
             workers = None
         rows = self.rows_of(workers)
         ids_NB = self.batches.ids(steps_N)
-        if self.engine.name == "graph" and workers is None and self.num_rows <= MOST_ROWS:
+        if self.engine.name == "graph" and workers is None:
             self._step_graph = self._step_graph or StepGraph(self)
             return self._step_graph(self, self.batch(rows, ids_NB, steps_N), lr)
         losses_R = torch.zeros(self.num_rows, device=self.device)
