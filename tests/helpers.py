@@ -43,13 +43,14 @@ def small_fleet(
     seed=3,
     dtype=torch.float64,
     weights_Mn=None,
+    align=1,
 ) -> Fleet:
     """A fleet of len(lengths) workers on small_samples."""
     samples = samples or small_samples(dtype=dtype, channels_last=channels_last)
     if isinstance(model, str):
         model = load_model(model, 4, tuple(samples.images_nCHW.shape[1:]), seed=seed).to(dtype)
-    layout = RowLayout(model, channels_last)
-    row_D = torch.empty(layout.D, dtype=dtype)
+    layout = RowLayout(model, channels_last, align)
+    row_D = torch.zeros(layout.D, dtype=dtype)
     layout.write(model, row_D)
     batches = Batches(shards_of(samples, list(lengths)), batch_size, seed)
     return Fleet(

@@ -106,6 +106,28 @@ def test_a_step_is_recorded_once_for_each_of_two_matrices():
     assert all(torch.equal(before[name], tensor) for name, tensor in checkpoint.snapshot(fleet).items())
 
 
+@pytest.mark.parametrize("engine", ["loop", "vmap", "graph"])
+def test_rows_with_gaps_train_alike(engine):
+    """Padding, as on a GPU, changes no number and is in no file."""
+    ring = build_topology("ring", 4).mixing(0)
+
+    def fleet(align: int):
+        return small_fleet(copy.deepcopy(NORMED).double(), engine=engine, channels_last=True, align=align)
+
+    dense, padded = (run_steps(fleet(align), 5, mixing=ring) for align in (1, 32))
+    assert padded.layout.D % 32 == 0 and padded.layout.P % 32 == 0 and padded.layout.D > dense.layout.D
+    assert all(e.offset % 32 == 0 for e in padded.layout.entries)
+    assert (padded.layout.num_parameters, padded.layout.num_floats) == (dense.layout.P, dense.layout.D)
+    one, other = checkpoint.snapshot(dense), checkpoint.snapshot(padded)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-12, atol=1e-14)
+        assert engine == "vmap" or torch.equal(one[name], other[name])
+    torch.testing.assert_close(dense.consensus_distance(), padded.consensus_distance(), rtol=1e-9, atol=1e-12)
+    again = fleet(32)
+    checkpoint.restore(again, one)
+    assert all(torch.equal(one[name], tensor) for name, tensor in checkpoint.snapshot(again).items())
+
+
 @pytest.mark.parametrize("engine", ["loop", "vmap"])
 def test_ragged_shards_and_partial_participation(engine):
     fleet = small_fleet(lengths=(3, 20, 9), engine=engine)

@@ -37,7 +37,7 @@ from utils.virtual_time import VirtualTime
 from workers import distributed
 from workers.engine import Engine
 from workers.robust import Byzantine, parse_byzantine
-from workers.row_layout import RowLayout
+from workers.row_layout import GPU_ALIGNMENT, RowLayout
 from workers.tuning import choose_execution
 from workers.worker_vision import Fleet
 
@@ -104,7 +104,7 @@ class Job:
             c.num_workers,
             derive_seed(c.seed, "virtual time"),
             step_ms=c.step_ms,
-            row_bytes=self.engine.layout.D * self.samples.dtype.itemsize,
+            row_bytes=self.engine.layout.num_floats * self.samples.dtype.itemsize,
             speed_spread=c.speed_spread,
             latency_ms=c.latency_ms,
             bandwidth_mbps=c.bandwidth_mbps,
@@ -201,9 +201,10 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
     samples, test_samples = (
         dataclasses.replace(part, channels_last=execution.channels_last).to(device) for part in (samples, test_samples)
     )
-    layout = RowLayout(models[0], execution.channels_last)
+    torch.backends.cudnn.allow_tf32 = config.tf32
+    layout = RowLayout(models[0], execution.channels_last, GPU_ALIGNMENT if device.type == "cuda" else 1)
     engine = Engine(models[0], layout, execution.engine, execution.threads, autocast)
-    initial_ND = torch.empty(len(models), layout.D, dtype=samples.dtype)
+    initial_ND = torch.zeros(len(models), layout.D, dtype=samples.dtype)
     for row_D, model in zip(initial_ND, models, strict=True):
         layout.write(model, row_D)
     return Job(

@@ -5,6 +5,7 @@ Legend: N workers, R rows of the fleet, D floats a row.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
@@ -80,6 +81,7 @@ class Trainer:
         self.messages = 0
         self.stopped = False
         self._losses: list[float] = []
+        self._late = LateLosses(self.fleet.device)
         self._last_checkpoint = time.monotonic()
         self._events = None
 
@@ -153,10 +155,11 @@ class Trainer:
                 self.virtual_seconds += event.seconds
                 self.messages += event.messages
                 self.samples += event.samples
-                self._losses.append(mean_loss(event))
+                self._losses += self._late.put(event)
                 bar.update()
                 last = self.done == self.stop_after
                 if last or self.done % self.eval_every == 0:
+                    self._losses += self._late.flush()
                     self._evaluate(bar, event.lr, self.seconds + time.perf_counter() - clock)
                 last = last or self.stopped
                 if last or self._checkpoint_due():
@@ -205,16 +208,16 @@ class Trainer:
             self.stopped = distributed.share_json(self.stopping.update(line["consensus_val_loss"]))
 
     def measure(self, samples: Samples, ids_n: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Loss and accuracy of the workers [N], [N] and of the run's model [1], [1] on these samples."""
+        """Loss and accuracy of the workers [N], [N] and of the run's model [1], [1] on these samples, on the CPU."""
         N = self.config.num_workers
-        loss_1, accuracy_1 = self.fleet.evaluate(samples, ids_n, self.model())
-        if self.shared:
-            return loss_1.expand(N), accuracy_1.expand(N), loss_1, accuracy_1
-        ids_n = ids_n[:: -(-len(ids_n) // worker_samples(self.config.num_workers))]
-        if self.done == 0 and len(self.job.initial_ND) == 1:  # they are all the same
-            loss_1N, accuracy_1N = self.fleet.evaluate(samples, ids_n, self.fleet.rows_RD[:1])
-            return loss_1N.expand(N), accuracy_1N.expand(N), loss_1, accuracy_1
-        return *self.fleet.evaluate(samples, ids_n), loss_1, accuracy_1
+        of_model = self.fleet.evaluate(samples, ids_n, self.model())
+        of_workers = of_model
+        if not self.shared:
+            ids_n = ids_n[:: -(-len(ids_n) // worker_samples(N))]
+            common = self.done == 0 and len(self.job.initial_ND) == 1  # they are all the same
+            of_workers = self.fleet.evaluate(samples, ids_n, self.fleet.rows_RD[:1] if common else None)
+        values = [value.expand(N) for value in of_workers] + list(of_model)
+        return torch.cat(values).cpu().split([N, N, 1, 1])  # one wait, not four
 
     def model(self) -> Tensor:
         """The model that the run is about [1, D]: the consensus of the workers, or the server's."""
@@ -227,6 +230,7 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint of this instant."""
+        self._losses += self._late.flush()
         state = {
             "seconds": self.seconds,
             "virtual_seconds": self.virtual_seconds,
@@ -298,6 +302,36 @@ class Trainer:
         return summary
 
 
+class LateLosses:
+    """Mean training losses of rounds. On a GPU each is read a round late: asked for at once, the CPU would wait for
+    the end of every round, and the GPU for the CPU after it."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._waiting: tuple[Round, torch.cuda.Event] | None = None
+
+    def put(self, event: Round) -> list[float]:
+        """The means that can be read now: that of this round, on a GPU that of the one before it."""
+        if self._device.type != "cuda":
+            return [mean_loss(event)]
+        read = self.flush()
+        names = ("train_loss_R", "trained_R")
+        there = {name: getattr(event, name).to("cpu", non_blocking=True) for name in names}  # pinned
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(self._device))
+        self._waiting = dataclasses.replace(event, **there), arrived
+        return read
+
+    def flush(self) -> list[float]:
+        """The mean that has not been read yet, if there is one."""
+        if self._waiting is None:
+            return []
+        event, arrived = self._waiting
+        self._waiting = None
+        arrived.synchronize()
+        return [mean_loss(event)]
+
+
 def mean_loss(event: Round) -> float:
     """The mean training loss of a round over the workers that trained.
 
@@ -331,8 +365,8 @@ def headline(job: Job, rounds: int) -> str:
         f"{data.name}: {len(job.train_ids):,} training, {len(job.val_ids):,} validation and "
         f"{len(data.test_labels_m):,} test samples of {data.num_classes} classes, {shape}; "
         f"{config.num_workers} workers with {int(sizes_N.min()):,} to {int(sizes_N.max()):,} samples; "
-        f"{config.protocol}{graph}, {rounds:,} rounds; {config.model}, {job.engine.layout.P:,} parameters; "
-        f"{', '.join(filter(None, execution))}"
+        f"{config.protocol}{graph}, {rounds:,} rounds; {config.model} with {job.engine.layout.num_parameters:,} "
+        f"parameters; {', '.join(filter(None, execution))}"
     ]
     return "\n".join([*lines, *(f"left out: {note}" for note in data.skipped)])
 

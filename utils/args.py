@@ -169,6 +169,7 @@ class Config:
     # machine
     device: str = flag("auto", "machine", "auto, cpu, cuda or cuda:K", numeric=False)
     amp: bool = flag(False, "machine", "mixed precision (bfloat16)")
+    tf32: bool = flag(True, "machine", "convolutions of a GPU in TensorFloat-32, PyTorch's default; --no-tf32: float32")
     dtype: str = flag("float32", "machine", "precision of parameters", choices=("float32", "float64"))
     seed: int = flag(0, "machine", "everything random derives from it", check=NOT_NEGATIVE)
     seeds: int = flag(

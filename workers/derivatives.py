@@ -273,7 +273,7 @@ class Derivatives:
         """
         ids_NB = self.fleet.batches.ids(steps_N)
         P = self.layout.P
-        result_ND = torch.empty_like(rows_ND)  # the chunks fill it
+        result_ND = self.layout.unfilled(rows_ND)  # the chunks fill it
         if workers is not None:
             result_ND[:, :P] = 0.0
             result_ND[:, P:] = statistics_NS

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -36,7 +36,16 @@ R = TypeVar("R")
 VMAP_CHUNK = 128  # workers; measured on the 64-64-10 MLP: 64 to 128 keep a chunk's rows in the cache
 # Errors of the machine, not of the network: out of memory, and whatever leaves a GPU in an unknown state.
 DEVICE_ERRORS = tuple(getattr(torch, n) for n in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, n))
+KEPT = 64  # mixing matrices a GPU keeps: the period of any topology but a large one-peer graph
 ENGINES = ("auto", "measure", "threads", "loop", "vmap", "graph")
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on ``device``, without waiting for it: from pinned memory, a GPU takes it when it gets
+    there."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass
@@ -54,6 +63,7 @@ class Engine:
     autocast: torch.dtype | None = None
     local: threading.local = field(default_factory=threading.local, repr=False)
     _pool: ThreadPoolExecutor | None = field(default=None, repr=False)
+    _kept: dict[Hashable, tuple] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.name not in ENGINES[2:]:
@@ -65,6 +75,16 @@ class Engine:
             self.threads = 1
         if self.threads > 1:
             self._pool = ThreadPoolExecutor(self.threads, "worker", initializer=torch.set_num_threads, initargs=(1,))
+
+    def kept(self, key: Hashable, source: object, compute: Callable[[], R]) -> R:
+        """``compute()``, kept under a key for as long as ``source``, whose identity is part of the key, is: what a
+        GPU needs of a mixing matrix. The last few are kept."""
+        found = self._kept.get(key)
+        if found is None or found[0] is not source:
+            if len(self._kept) >= KEPT:
+                del self._kept[next(iter(self._kept))]
+            found = self._kept[key] = (source, compute())
+        return found[1]
 
     def chunks(self, rows: Sequence[int]) -> list[list[int]]:
         """``rows`` cut into chunks: consecutive, and even so that no thread idles."""

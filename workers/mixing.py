@@ -16,11 +16,13 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from workers.engine import Engine
+from workers.engine import Engine, send
 
 COLUMNS = 131_072  # columns added at a time: 512 KiB of float32 stay in the second-level cache
 SHORT_ROW = 32_768  # rows shorter than this are mixed many at a time: the cost is in calls, not in bytes
 ROWS = 64  # short rows mixed at a time
+PRODUCT_ROWS = 256  # rows up to which a GPU mixes by one product: it reads and writes the matrix once, where adding
+# neighbour by neighbour reads and writes it for each of them
 
 
 def is_dense(matrix: sparse.csr_array) -> bool:
@@ -66,6 +68,11 @@ def mix_rows(
         return
     local = matrix[receivers].tocsr() if len(receivers) < matrix.shape[0] else matrix
     place = local.indices if position_N is None else position_N[local.indices]
+    if source_SD.device.type != "cpu" and source_SD.shape[0] <= PRODUCT_ROWS:
+        key = (id(matrix), len(receivers), receivers[0], None if position_N is None else position_N.tobytes())
+        weights_nS = engine.kept(key, matrix, lambda: _dense(local, place, source_SD))
+        torch.mm(weights_nS, source_SD, out=target_nD)
+        return
     width = source_SD.shape[1]
     columns = [slice(start, min(start + COLUMNS, width)) for start in range(0, width, COLUMNS)]
     if source_SD.device.type != "cpu":
@@ -80,10 +87,7 @@ def mix_rows(
 
         engine.map(average, _split(columns, engine.threads))
     elif is_dense(matrix):
-        weights_nS = np.zeros((len(receivers), len(source_SD)))
-        rows = np.repeat(np.arange(len(receivers)), np.diff(local.indptr))
-        weights_nS[rows, place] = local.data
-        weights_nS = torch.as_tensor(weights_nS, dtype=source_SD.dtype, device=source_SD.device)
+        weights_nS = _dense(local, place, source_SD)
 
         def product(part: slice) -> None:
             torch.mm(weights_nS, source_SD[:, part], out=target_nD[:, part])
@@ -103,6 +107,13 @@ def mix_rows(
                 _combine(target, rows_S, places[entries], weights[entries])
 
         engine.map(add, _split(columns, engine.threads))
+
+
+def _dense(local: sparse.csr_array, place: np.ndarray, source_SD: Tensor) -> Tensor:
+    """The weights [n, S] of receivers and rows at hand."""
+    weights_nS = np.zeros((local.shape[0], len(source_SD)))
+    weights_nS[np.repeat(np.arange(local.shape[0]), np.diff(local.indptr)), place] = local.data
+    return send(torch.as_tensor(weights_nS, dtype=source_SD.dtype), source_SD.device)
 
 
 def _combine(target: Tensor, rows_S: Sequence[Tensor], places: list[int], weights: list[float]) -> None:
@@ -138,8 +149,8 @@ def _mix_short(
     slot_ns = np.minimum(np.arange(slots), degrees_n[:, None] - 1)
     entry_ns = local.indptr[:-1, None] + slot_ns
     weight_ns = np.where(np.arange(slots) < degrees_n[:, None], local.data[entry_ns], 0.0)
-    place_ns = torch.as_tensor(place[entry_ns], dtype=torch.int64, device=device)
-    weight_ns = torch.as_tensor(weight_ns, dtype=source_SD.dtype, device=device)
+    place_ns = send(torch.as_tensor(place[entry_ns], dtype=torch.int64), device)
+    weight_ns = send(torch.as_tensor(weight_ns, dtype=source_SD.dtype), device)
     size = ROWS if device.type == "cpu" else len(degrees_n)
 
     def block(start: int) -> None:

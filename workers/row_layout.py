@@ -3,15 +3,21 @@
 A row holds all float state of one worker: trainable parameters first, then float buffers
 (BatchNorm statistics), which gossip mixes and SGD leaves alone. Integer counters stay outside.
 
-Legend: N workers, P trainable floats, D = P + buffer floats, n workers of a chunk.
+On a GPU tensors and rows start at multiples of 32 floats, so that odd rows are as well aligned as even ones for
+tensor cores; what lies between is zero and never in a file.
+
+Legend: N workers, P trainable floats, D = P + buffer floats (gaps included), n workers of a chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+GPU_ALIGNMENT = 32  # floats: 128 bytes, a line of the cache
 
 
 @dataclass(frozen=True)
@@ -43,27 +49,25 @@ class Entry:
 class RowLayout:
     """The map between a network's named tensors and a row of D floats.
 
-    ``RowLayout(model, channels_last)``; ``parameters`` and ``buffers`` are the entries in row order,
-    ``P`` and ``D`` the floats of the first and of both.
+    ``RowLayout(model, channels_last, align)``; ``parameters`` and ``buffers`` are the entries in row order, which
+    start at multiples of ``align``; ``P`` and ``D`` the floats of the first and of both, ``num_parameters`` and
+    ``num_floats`` without the gaps.
     """
 
-    def __init__(self, model: nn.Module, channels_last: bool = False):
-        self.parameters: list[Entry] = []
-        self.buffers: list[Entry] = []
-        offset = 0
-        for name, tensor in model.named_parameters():
-            self.parameters.append(Entry(name, tensor.shape, offset, channels_last and tensor.dim() == 4))
-            offset += tensor.numel()
-        self.P = offset
-        for name, tensor in model.named_buffers():
-            if tensor.is_floating_point():
-                self.buffers.append(Entry(name, tensor.shape, offset))
-                offset += tensor.numel()
-        self.D = offset
+    def __init__(self, model: nn.Module, channels_last: bool = False, align: int = 1):
+        floats = [(name, tensor) for name, tensor in model.named_buffers() if tensor.is_floating_point()]
+        self.parameters, self.P = _entries(list(model.named_parameters()), 0, align, channels_last)
+        self.buffers, self.D = _entries(floats, self.P, align)
+        self.num_parameters = sum(e.numel for e in self.parameters)
+        self.num_floats = sum(e.numel for e in self.entries)
 
     @property
     def entries(self) -> list[Entry]:
         return self.parameters + self.buffers
+
+    def unfilled(self, like: Tensor) -> Tensor:
+        """Memory for rows whose tensors will be filled: what lies between them is zero."""
+        return torch.empty_like(like) if self.D == self.num_floats else torch.zeros_like(like)
 
     def write(self, model: nn.Module, row_D: Tensor) -> None:
         """Copy the model's tensors into a row."""
@@ -88,24 +92,46 @@ class RowLayout:
         return model
 
     def canonical(self, matrix: Tensor) -> Tensor:
-        """The matrix [..., D] or [..., P] with every tensor in canonical order (what files hold).
+        """The matrix [..., D] or [..., P] without gaps and with every tensor in canonical order (what files hold).
         The matrix itself where it already is."""
-        return self._permuted(matrix, to_canonical=True)
+        entries = self.entries if matrix.shape[-1] == self.D else self.parameters
+        if self._is_canonical():
+            return matrix
+        result = matrix.new_empty(*matrix.shape[:-1], sum(e.numel for e in entries))
+        for entry, plain in self._canonical_places(entries):
+            plain.view(result).copy_(entry.view(matrix))
+        return result
 
     def from_canonical(self, matrix: Tensor) -> Tensor:
         """The inverse of :meth:`canonical`."""
-        return self._permuted(matrix, to_canonical=False)
-
-    def _permuted(self, matrix: Tensor, to_canonical: bool) -> Tensor:
-        moved = [e for e in self.parameters if e.channels_last]
-        if not moved:
+        whole = matrix.shape[-1] == self.num_floats
+        if self._is_canonical():
             return matrix
-        result = matrix.clone()
-        for entry in moved:
-            plain = Entry(entry.name, entry.shape, entry.offset)
-            source, target = (entry, plain) if to_canonical else (plain, entry)
-            target.view(result).copy_(source.view(matrix))
+        result = matrix.new_zeros(*matrix.shape[:-1], self.D if whole else self.P)
+        for entry, plain in self._canonical_places(self.entries if whole else self.parameters):
+            entry.view(result).copy_(plain.view(matrix))
         return result
+
+    def _is_canonical(self) -> bool:
+        return self.D == self.num_floats and not any(e.channels_last for e in self.parameters)
+
+    def _canonical_places(self, entries: list[Entry]) -> Iterator[tuple[Entry, Entry]]:
+        """Each entry, and where it is in a canonical row."""
+        offset = 0
+        for entry in entries:
+            yield entry, Entry(entry.name, entry.shape, offset)
+            offset += entry.numel
+
+
+def _entries(
+    tensors: list[tuple[str, Tensor]], offset: int, align: int, channels_last: bool = False
+) -> tuple[list[Entry], int]:
+    """Entries of named tensors from ``offset`` on, each at a multiple of ``align``, and where the next one goes."""
+    entries = []
+    for name, tensor in tensors:
+        entries.append(Entry(name, tensor.shape, offset, channels_last and tensor.dim() == 4))
+        offset = -(-(offset + tensor.numel()) // align) * align
+    return entries, offset
 
 
 def without_counters(model: nn.Module) -> nn.Module:

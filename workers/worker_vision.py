@@ -24,13 +24,15 @@ from torch import Tensor, nn
 
 from data.batches import PADDING, Batches, Samples, augmentation_keys
 from utils.errors import UsageError
-from workers.engine import Engine
+from workers.engine import Engine, send
 from workers.mixing import mix_rows, without_workers
 from workers.robust import Byzantine, robust_mix, sent_rows
 from workers.step_graph import StepGraph
 
 COLUMNS = 1 << 16  # floats of a sum over rows that stay in a CPU's cache
-EVALUATION_BATCH = 128  # larger ones cost the CNN 1.8 times as much a sample on a CPU (freshly mapped memory)
+# Samples evaluated at once: larger batches cost the CNN 1.8 times as much a sample on a CPU (freshly mapped memory),
+# while a GPU idles at small ones.
+EVALUATION_BATCH, GPU_EVALUATION_BATCH = 128, 1024
 
 
 @dataclass
@@ -116,7 +118,7 @@ class Fleet:
 
     def per_row(self, values_N: Tensor) -> Tensor:
         """A value of each worker as a value of each row here [R]."""
-        return values_N[self.owned.start : self.owned.stop].repeat(self.replicas).to(self.device)
+        return send(values_N[self.owned.start : self.owned.stop].repeat(self.replicas), self.device)
 
     def collect(self, values_R: Tensor) -> Tensor:
         """Values of the rows here as values of all rows, wherever they live."""
@@ -130,25 +132,23 @@ class Fleet:
         workers_n = self.owned.start + rows_n % len(self.owned)
         sizes_n = self.batches.sizes_N[workers_n]
         size = int(sizes_n.max())
-        ids_nB = ids_NB[workers_n, :size].to(self.device, non_blocking=True)  # a GPU may still be at the last step
+        ids_nB = send(ids_NB[workers_n, :size], self.device)
         padded = None
         if self.batches.ragged:
             padded = ids_nB == PADDING
             ids_nB = ids_nB.clamp(min=0)
         keys_nB = None
         if self.samples.augmentation != "none":
-            keys_nB = augmentation_keys(self.seed, workers_n, steps_N[workers_n], size)
-            keys_nB = keys_nB.to(self.device, non_blocking=True)
+            keys_nB = send(augmentation_keys(self.seed, workers_n, steps_N[workers_n], size), self.device)
         images, labels_nB = self.samples.training(ids_nB, keys_nB)
         if self._all_count:
             weights_nB = torch.ones(ids_nB.shape, dtype=self.dtype, device=self.device)
         else:
-            replicas_n = (rows_n // self.num_workers).to(self.device)
+            replicas_n = send(rows_n // self.num_workers, self.device)
             weights_nB = self.weights_Mn[replicas_n[:, None], ids_nB]
         if padded is not None:
             weights_nB = weights_nB.masked_fill(padded, 0.0)
-        sizes_n = sizes_n.to(self.dtype).to(self.device, non_blocking=True)
-        return Batch(images, labels_nB, weights_nB, sizes_n, ids_nB)
+        return Batch(images, labels_nB, weights_nB, send(sizes_n.to(self.dtype), self.device), ids_nB)
 
     def step(self, steps_N: Tensor, lr: float, workers: list[int] | None = None) -> Tensor:
         """One SGD step of the given workers (default: all), worker k at its own step ``steps_N[k]``.
@@ -197,7 +197,7 @@ class Fleet:
         """The SGD update of a chunk: one fused kernel, which walks raw memory, so whatever it gets must lie in
         memory alike."""
         if self.engine.name == "vmap":
-            gradient_nP = torch.empty_like(momentum_nP)
+            gradient_nP = self.layout.unfilled(momentum_nP)
             for entry, gradient in zip(self.layout.parameters, gradients, strict=True):
                 entry.view(gradient_nP).copy_(gradient)
             parameters_nP = rows_nD[:, : self.layout.P]
@@ -284,13 +284,13 @@ class Fleet:
         if len(workers) == self.num_workers:
             self.momentum_RP.zero_()
         else:
-            self.momentum_RP[self.rows_of(workers)] = 0.0
+            self.momentum_RP.index_fill_(0, send(torch.tensor(self.rows_of(workers)), self.device), 0.0)
 
     # ---- looking --------------------------------------------------------------------------------
 
     def counted(self) -> Tensor:
-        """Which workers the consensus is made of [N], bool: all but isolated and Byzantine ones."""
-        counted_N = torch.ones(self.num_workers, dtype=torch.bool, device=self.device)
+        """Which workers the consensus is made of [N], bool, on the CPU: all but isolated and Byzantine ones."""
+        counted_N = torch.ones(self.num_workers, dtype=torch.bool)
         counted_N[sorted(self.isolated | self.silent)] = False
         return counted_N
 
@@ -316,17 +316,17 @@ class Fleet:
 
     def consensus_distance(self) -> Tensor:
         """Root mean square distance of the workers' parameters to their mean, for each replica [M]
-        (Kong et al. 2021): sqrt(1/N sum_k ||x_k - mean||^2)."""
+        (Kong et al. 2021), on the CPU: sqrt(1/N sum_k ||x_k - mean||^2)."""
         mean_MP = self.consensus()[:, : self.layout.P]
         squares_R = [  # a row at a time: no second matrix
             (x_D[: self.layout.P] - mean_MP[row // len(self.owned)]).square().sum(dtype=torch.float64)
             for row, x_D in enumerate(self.rows_RD)
         ]
-        squares_MN = self.collect(torch.stack(squares_R)).view(self.replicas, self.num_workers)
+        squares_MN = self.collect(torch.stack(squares_R)).cpu().view(self.replicas, self.num_workers)
         return squares_MN[:, self.counted()].mean(1).sqrt()
 
     def evaluate(
-        self, samples: Samples, ids_n: Tensor, rows_RD: Tensor | None = None, batch_size: int = EVALUATION_BATCH
+        self, samples: Samples, ids_n: Tensor, rows_RD: Tensor | None = None, batch_size: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Mean loss [R] and accuracy [R] of every row (default: the workers) on these samples."""
         if rows_RD is not None:
@@ -341,7 +341,7 @@ class Fleet:
 
 @torch.no_grad()
 def evaluate_rows(
-    engine: Engine, rows_RD: Tensor, samples: Samples, ids_n: Tensor, batch_size: int = EVALUATION_BATCH
+    engine: Engine, rows_RD: Tensor, samples: Samples, ids_n: Tensor, batch_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Mean loss [R] and accuracy [R] of models given as rows, in evaluation mode."""
 
@@ -356,7 +356,7 @@ def evaluate_rows(
 
 @torch.no_grad()
 def predictions(
-    engine: Engine, rows_RD: Tensor, samples: Samples, ids_n: Tensor, batch_size: int = EVALUATION_BATCH
+    engine: Engine, rows_RD: Tensor, samples: Samples, ids_n: Tensor, batch_size: int | None = None
 ) -> Tensor:
     """The class that each row predicts for each sample: [R, n], int64."""
     return torch.cat(_evaluate(engine, rows_RD, samples, ids_n, batch_size, lambda logits, _: logits.argmax(-1)), 1)
@@ -367,13 +367,14 @@ def _evaluate(
     rows_RD: Tensor,
     samples: Samples,
     ids_n: Tensor,
-    batch_size: int,
+    batch_size: int | None,
     reduce: Callable[[Tensor, Tensor], Tensor],
 ) -> list[Tensor]:
     """``reduce(logits [n, B, C], labels [n, B])`` for all rows, one tensor [R, ...] a batch of samples.
 
     Every (chunk of rows, batch of samples) is a task of its own, so that a single row uses all threads.
     """
+    batch_size = batch_size or (EVALUATION_BATCH if rows_RD.device.type == "cpu" else GPU_EVALUATION_BATCH)
     chunks, pieces = engine.chunks(range(len(rows_RD))), list(ids_n.split(batch_size))
 
     def run(chunk: list[int], piece: Tensor) -> Tensor:

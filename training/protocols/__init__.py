@@ -30,6 +30,7 @@ from scipy import sparse
 from torch import Tensor
 
 from utils.errors import choose
+from workers.engine import send
 from workers.mixing import without_workers
 from workers.worker_vision import Fleet
 
@@ -128,9 +129,10 @@ def train_round(fleet: Fleet, plan: RoundPlan) -> Tensor:
 
 def finished(fleet: Fleet, plan: RoundPlan, done: int, loss_R: Tensor) -> Round:
     """The event of a round that followed its plan."""
-    steps_R = plan.steps_N.repeat(fleet.replicas).to(fleet.device)
+    steps_R = plan.steps_N.repeat(fleet.replicas)
     if fleet.isolated:
         steps_R[sorted(fleet.isolated)] = 0
+    steps_R = send(steps_R, fleet.device)
     return Round(
         done,
         plan.lr,
