@@ -1,0 +1,50 @@
+"""Tests that leave PyTorch changed: each in a process of its own, forked from one that has imported what they need."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import multiprocessing
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+PROCESSES = multiprocessing.get_context("forkserver")
+
+
+def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
+    """The test, run elsewhere; its arguments must be picklable. A failure there is a failure here."""
+
+    @functools.wraps(test)
+    def run(**arguments):
+        PROCESSES.set_forkserver_preload(["tests.own_process", test.__module__])
+        here, there = PROCESSES.Pipe(duplex=False)
+        process = PROCESSES.Process(target=_child, args=(there, test.__module__, test.__qualname__, arguments))
+        process.start()
+        there.close()
+        try:
+            kind, text = here.recv()
+        except EOFError:
+            kind, text = "failed", "the process ended without a word"
+        process.join()
+        if kind == "skipped":
+            pytest.skip(text)
+        if kind == "failed":
+            pytest.fail(text, pytrace=False)
+
+    return run
+
+
+def _child(answer: Connection, module: str, name: str, arguments: dict) -> None:
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    try:
+        getattr(importlib.import_module(module), name).__wrapped__(**arguments)
+        answer.send(("passed", ""))
+    except pytest.skip.Exception as error:
+        answer.send(("skipped", str(error)))
+    except BaseException:
+        answer.send(("failed", traceback.format_exc()))
