@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import importlib
 import multiprocessing
-import sys
+import os
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 PROCESSES = multiprocessing.get_context("forkserver")
+TESTS = Path(__file__).parent
 
 
 def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
@@ -22,6 +25,8 @@ def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(test)
     def run(**arguments):
         PROCESSES.set_forkserver_preload(["tests.own_process", test.__module__])
+        with mock.patch.dict(os.environ, PYTHONPATH=f"{TESTS.parent}{os.pathsep}{TESTS}"):
+            ensure_running()  # the server knows nothing of sys.path
         here, there = PROCESSES.Pipe(duplex=False)
         process = PROCESSES.Process(target=_child, args=(there, test.__module__, test.__qualname__, arguments))
         process.start()
@@ -40,7 +45,6 @@ def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
 
 
 def _child(answer: Connection, module: str, name: str, arguments: dict) -> None:
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     try:
         getattr(importlib.import_module(module), name).__wrapped__(**arguments)
         answer.send(("passed", ""))

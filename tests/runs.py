@@ -41,7 +41,7 @@ def digits_job(network: nn.Module | None = None, **settings) -> Job:
         layout = RowLayout(network)
         row_D = torch.empty(layout.D, dtype=job.samples.dtype)
         layout.write(network, row_D)
-        job.model, job.initial_ND = network, row_D[None]
+        job.model, job.initial_ND = network, row_D[None].to(job.initial_ND.device)
         job.engine = Engine(network, layout, job.engine.name, job.engine.threads)
     return job
 
