@@ -383,6 +383,8 @@ def _register() -> torch.library.Library:
     library.impl("empty.memory_format", _allocate)
     library.impl("empty_strided", _allocate_strided)
     library.impl("_copy_from", lambda source, target, non_blocking=False: transfer(target, source, non_blocking))
+    for name in ("silu_backward", "mish_backward"):  # kernels of their own on the CPU and on CUDA; elsewhere several
+        library.impl(name, getattr(torch.ops.aten, name).default)
     return library
 
 
