@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +25,16 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tests.stand_in_cuda import Streams, patched_cuda, writes
+from tests.stand_in_cuda import Streams, patched_cuda
+from tests.stand_in_tools import Log, is_view, leaves, mapped
 
 ROOT = str(Path(__file__).parent.parent)
-OWN_FILES = (__file__, sys.modules[Streams.__module__].__file__)
+OWN_FILES = (__file__, *(sys.modules[o.__module__].__file__ for o in (Streams, leaves)))
 STAGED = 64 * 1024  # bytes from pageable memory that the driver copies aside at once; for more the host waits
 
-ALLOCATES = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "_efficientzerotensor"}  # no kernel
+ALLOCATES = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "_efficientzerotensor"}
+ASKS = {"is_same_size", "_has_same_storage_numel"}  # about shapes: no kernel
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 # The size of the result, or whether it failed, is only known on the device: the host waits to learn it.
 WAITS = {
@@ -46,31 +45,6 @@ WAITS = {
 
 class DeviceError(RuntimeError):
     """What CUDA would refuse, too."""
-
-
-@dataclass
-class Log:
-    """What happened since :meth:`clear`. Keys: operator (kernels), or (what, line of the project)."""
-
-    kernels: Counter[str] = field(default_factory=Counter)  # launched one by one; a replayed graph is one launch
-    replayed: int = 0  # kernels inside replayed graphs
-    syncs: Counter[tuple[str, str]] = field(default_factory=Counter)  # the host waits for the device
-    copies: Counter[tuple[str, str]] = field(default_factory=Counter)  # asynchronous ones between host and device
-    errors: list[str] = field(default_factory=list)  # also those that somebody caught
-    silent: bool = False
-
-    def clear(self) -> None:
-        for counter in (self.kernels, self.syncs, self.copies, self.errors):
-            counter.clear()
-        self.replayed = 0
-
-    @property
-    def launches(self) -> int:
-        return sum(self.kernels.values())
-
-    @property
-    def waits(self) -> int:
-        return sum(self.syncs.values())
 
 
 LOG = Log()
@@ -169,7 +143,7 @@ class DeviceTensor(Tensor):
 
 def values(tree: Any) -> Any:
     """The CPU tensors behind device tensors, in any nesting."""
-    return tree_map_only(DeviceTensor, lambda t: t.values, tree)
+    return mapped(DeviceTensor, lambda t: t.values, tree)
 
 
 def is_device(device: Any) -> bool:
@@ -182,8 +156,8 @@ def is_device(device: Any) -> bool:
 def execute(func, args: tuple, kwargs: dict) -> Any:
     """One operator as the device would run it."""
     name = func.overloadpacket.__name__
-    leaves = tree_leaves((args, kwargs))
-    ours = [t for t in leaves if isinstance(t, DeviceTensor)]
+    tensors = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor)]
+    ours = [t for t in tensors if isinstance(t, DeviceTensor)]
     if name in ("_pin_memory", "pin_memory"):
         return pinned(args[0])
     if name == "is_pinned" and not ours:
@@ -200,7 +174,7 @@ def execute(func, args: tuple, kwargs: dict) -> Any:
     if name in INDEXING:
         check_indices(name, args)
     elif ours:
-        foreign = [t for t in leaves if isinstance(t, Tensor) and not isinstance(t, DeviceTensor) and t.dim() > 0]
+        foreign = [t for t in tensors if not isinstance(t, DeviceTensor) and t.dim() > 0]
         if foreign:
             refuse(f"{name}: a device tensor and a CPU tensor {tuple(foreign[0].shape)}")
     if name in WAITS and ours and not (name == "repeat_interleave" and func._overloadname != "Tensor"):
@@ -217,7 +191,7 @@ def launch(func, name: str, ours: list[DeviceTensor], args: tuple, kwargs: dict)
     if name == "_efficientzerotensor":  # a zero without memory, which a wrapper cannot look like
         func = torch.ops.aten.zeros.default
     args, kwargs = values(args), values(kwargs)
-    is_kernel = not (name in ALLOCATES or name == "_unsafe_view" or is_view(func))
+    is_kernel = not (name in ALLOCATES or name in ASKS or is_view(func))
     if is_kernel:
         STREAMS.before(func, args, kwargs, refuse)
     result = func(*args, **kwargs)
@@ -236,13 +210,7 @@ def launch(func, name: str, ours: list[DeviceTensor], args: tuple, kwargs: dict)
             raise NotImplementedError(f"{name} changes the shape of a tensor in place")
         return same[id(tensor)]
 
-    return tree_map_only(Tensor, wrapped, result)
-
-
-def is_view(func) -> bool:
-    """Whether the operator returns another look at its input and computes nothing."""
-    returns = func._schema.returns
-    return bool(returns) and returns[0].alias_info is not None and not writes(func)
+    return mapped(Tensor, wrapped, result)
 
 
 def read(tensor: Tensor) -> Tensor:
@@ -270,6 +238,8 @@ def transfer(target: Tensor, source: Tensor, non_blocking: bool, written: bool =
     where = "to the device" if to_device else "to the host"
     fixed = is_pinned(host)
     asynchronous = non_blocking and (fixed or to_device)
+    if source.numel() == 0:
+        return target
     if not asynchronous:
         wait(f"copy {where}")
     elif not LOG.silent:
@@ -389,11 +359,16 @@ def _register() -> torch.library.Library:
 
 
 _library: list[torch.library.Library] = []  # registered once a process
+_inside: list[bool] = []
 
 
 @contextlib.contextmanager
 def stand_in() -> Iterator[Log]:
-    """The device is there, and its log is empty. In a process of its own, please."""
+    """The device is there, and its log is empty. In a process of its own, please. Inside another one it is that."""
+    if _inside:
+        LOG.clear()
+        yield LOG
+        return
     if not _library:
         _library.append(_register())
     import workers.engine
@@ -401,9 +376,11 @@ def stand_in() -> Iterator[Log]:
     LOG.clear()
     STREAMS.clear()
     threads, workers.engine.ThreadPoolExecutor = workers.engine.ThreadPoolExecutor, _Threads
+    _inside.append(True)
     try:
         with patched_cuda(LOG, STREAMS, wait, refuse), _modes():
             yield LOG
     finally:
         workers.engine.ThreadPoolExecutor = threads
+        _inside.clear()
         PINNED.clear()

@@ -20,38 +20,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves
+
+from tests.stand_in_tools import leaves, span, storage, tensors, written
 
 Refuse = Callable[[str], None]
-
-
-def writes(func) -> bool:
-    """Whether the operator writes to one of its arguments."""
-    return any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)
-
-
-def written(func, args: tuple, kwargs: dict) -> list[Tensor]:
-    """The arguments that the operator writes to."""
-    if func is torch.ops.aten.native_batch_norm.default and args[5]:  # its running statistics, unannounced
-        return tensors(args[3:5])
-    named = [*zip(func._schema.arguments, args, strict=False)]
-    named += [(a, kwargs[a.name]) for a in func._schema.arguments if a.name in kwargs]
-    return tensors([value for a, value in named if a.alias_info is not None and a.alias_info.is_write])
-
-
-def tensors(tree: Any) -> list[Tensor]:
-    """The (CPU) tensors in any nesting that lie in plain memory."""
-    return [t for t in tree_leaves(tree) if isinstance(t, Tensor) and t.layout == torch.strided and t.numel()]
-
-
-def storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
-def span(tensor: Tensor) -> tuple[int, int]:
-    """First and last byte of a tensor, as addresses."""
-    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 class Stream:
@@ -148,7 +120,7 @@ class CUDAGraph:
         with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
             for func, args, kwargs, result in self.tape:
                 again = func(*args, **kwargs)
-                for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                for old, new in zip(leaves(result), leaves(again), strict=True):
                     if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
 
@@ -222,9 +194,9 @@ class Streams:
         for tensor in all_tensors:
             wrote, (start, end) = id(tensor) in targets, span(tensor)
             for stream, time, other_start, other_end, other_wrote in self.touched.get(storage(tensor), ()):
-                apart = stream is not self.current and self.current.seen.get(stream, 0) < time
-                if apart and (wrote or other_wrote) and start < other_end and other_start < end:
-                    refuse(f"{func}: two streams touch the same memory and none waits for the other")
+                if start < other_end and other_start < end and (wrote or other_wrote) and stream is not self.current:
+                    if self.current.seen.get(stream, 0) < time:
+                        refuse(f"{func}: two streams touch the same memory and none waits for the other")
             self._touch(tensor, wrote)
 
     def _touch(self, tensor: Tensor, wrote: bool) -> None:

@@ -1,17 +1,18 @@
 """The GPU path on the stand-in accelerator (:mod:`tests.stand_in`): the CPU's numbers to the bit, nothing mixed, few
 synchronizations and launches; and mistakes planted on purpose are noticed.
 
-Learning rates are sums of few powers of two: a recorded step reads them as float32.
+In float32: a recorded step reads its learning rate as that.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections.abc import Callable
 from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.own_process import in_own_process
@@ -25,18 +26,11 @@ from utils.errors import UsageError
 from utils.influence import Options, score
 from utils.influence.ripples import ripples
 from utils.records import read_json
-from utils.topology import build_topology
-from workers.step_graph import MOST_ROWS, StepGraph
+from workers.step_graph import StepGraph
 from workers.worker_vision import Batch, Fleet, predictions
 
-# Most synchronizations and kernel launches (a replayed graph is one) of each part, once graphs are recorded.
-# step: Fleet.step; gossip: Fleet.mix on the ring; round: both, and the loss that the trainer logs; evaluation: the
-# trainer's line of metrics. Figures of the code as it is; what they should be is behind them.
-BUDGETS: dict[tuple[str, str, int], dict[str, tuple[int, int]]] = {}
-# Synchronizations and launches of scoring a run of 8 workers and 4 steps, the replay of its states included.
-SCORE_BUDGETS: dict[tuple[str, str], tuple[int, int]] = {}
-
-
+BUDGETS={}
+SCORE_BUDGETS={}
 def a_job(device: str, **settings) -> Job:
     """A job of four rounds of four workers in float32 on a device; 'normed' is a small network with BatchNorm."""
     defaults = dict(device=device, dtype="float32", epochs=1, batch_size=16, max_train=240, num_workers=4, lr=0.0625)
@@ -169,8 +163,8 @@ def test_a_whole_run_leaves_the_files_of_the_cpu(tmp_path):
             stopped = dataclasses.replace(job, config=dataclasses.replace(job.config, max_rounds=max_rounds))
             train(stopped, tmp_path / "cuda")
     assert log.errors == []
-    models = [(tmp_path / device / "model.safetensors").read_bytes() for device in ("cpu", "cuda")]
-    assert models[0] == models[1]
+    models = [load_file(tmp_path / device / "model.safetensors") for device in ("cpu", "cuda")]
+    assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
     summaries = [read_json(tmp_path / device / "summary.json") for device in ("cpu", "cuda")]
     for summary in summaries:
         del summary["seconds"], summary["samples_per_second"]
@@ -232,3 +226,161 @@ def test_synchronizations_and_launches_of_scores_are_in_the_budget(model, method
         score("cascade", run, Options())  # records the graphs, and finds out which derivative to trust
         figure = measure(log, lambda: score(method, run, Options(dice_rounds=2, delete_checkpoints=2)))
     assert_within({method: SCORE_BUDGETS[model, method]}, {method: figure})
+
+
+@pytest.mark.parametrize("engine", ["vmap", "graph"])
+@in_own_process
+def test_launches_of_step_and_gossip_do_not_depend_on_the_number_of_workers(engine, tmp_path):
+    figures = {}
+    for workers in (8, 24):
+        with stand_in() as log:
+            job = a_job("cuda", model="mlp", engine=engine, num_workers=workers, dirichlet=False, batch_size=2, epochs=2)
+            parts = parts_of(log, job, tmp_path / str(workers))
+            figures[workers] = {part: parts[part][0] for part in ("step", "gossip", "round")}
+    assert figures[8] == figures[24]
+
+
+# ---- planted mistakes ---------------------------------------------------------------------------------
+
+
+def a_fleet(engine: str = "graph", **settings) -> Fleet:
+    return a_job("cuda", model="mlp", engine=engine, **settings).make_fleet()
+
+
+def a_step(fleet: Fleet) -> None:
+    fleet.step(torch.zeros(fleet.num_workers, dtype=torch.int64), 0.0625)
+
+
+def loss_that(looks: Callable[[Tensor], object]):
+    """A step whose loss is also looked at."""
+    plain = Batch.loss
+
+    def loss(batch: Batch, logits_nBC: Tensor) -> Tensor:
+        loss_n = plain(batch, logits_nBC)
+        looks(loss_n.detach())
+        return loss_n
+
+    return mock.patch.object(Batch, "loss", loss)
+
+
+def on_streams(fork: bool, join: bool):
+    """A step whose streams do not wait for each other."""
+
+    def run(graph: StepGraph, fleet: Fleet, step: Callable[[Fleet, int], None]) -> None:
+        own = torch.cuda.current_stream()
+        for row, stream in enumerate(graph._streams):
+            if fork:
+                stream.wait_stream(own)
+            with torch.cuda.stream(stream):
+                step(fleet, row)
+            if join:
+                own.wait_stream(stream)
+
+    return mock.patch.object(StepGraph, "_on_streams", run)
+
+
+def a_cpu_tensor_in_an_operator():
+    a_fleet().rows_RD.add_(torch.ones(4, 1))
+
+
+def weights_that_stayed_on_the_cpu():
+    fleet = a_fleet("vmap")
+    fleet.weights_Mn, fleet._all_count = fleet.weights_Mn.cpu(), False
+    a_step(fleet)
+
+
+def numpy_of_a_device_tensor():
+    a_fleet().rows_RD.numpy()
+
+
+def item_in_a_recorded_step():
+    with loss_that(lambda loss_n: loss_n.sum().item()):
+        a_step(a_fleet())
+
+
+def a_mask_in_a_recorded_step():
+    with loss_that(lambda loss_n: loss_n[loss_n > 0]):
+        a_step(a_fleet())
+
+
+def a_copy_in_a_recorded_step():
+    with loss_that(lambda loss_n: loss_n.add(torch.ones(1).to("cuda", non_blocking=True))):
+        a_step(a_fleet())
+
+
+def streams_that_do_not_wait_for_the_first():
+    with on_streams(fork=False, join=True):
+        a_step(a_fleet())
+
+
+def streams_that_are_not_joined():
+    with on_streams(fork=True, join=False):
+        a_step(a_fleet())
+
+
+def streams_that_share_memory():
+    shared = torch.zeros(1, device="cuda")
+    with loss_that(lambda loss_n: shared.add_(loss_n)):
+        a_step(a_fleet())
+
+
+def a_graphs_output_before_its_replay():
+    x, graph = torch.ones(3, device="cuda"), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = 2 * x
+    (y + 1).tolist()
+
+
+def page_locked_memory_used_again_too_early():
+    ids = torch.zeros(3).pin_memory()
+    torch.zeros(3, device="cuda").copy_(ids, non_blocking=True)
+    ids.fill_(1)
+    torch.cuda.synchronize()
+
+
+def a_step_that_waits():
+    with loss_that(lambda loss_n: loss_n.tolist()), stand_in() as log:
+        fleet = a_fleet("loop")
+        assert_within({"step": (0, 1000)}, {"step": measure(log, lambda: a_step(fleet))})
+
+
+def a_learning_rate_baked_into_the_graph():
+    plain = StepGraph._step_row
+
+    def baked(graph: StepGraph, fleet: Fleet, row: int) -> None:
+        with mock.patch.object(graph, "_lr", 0.0625):
+            plain(graph, fleet, row)
+
+    with mock.patch.object(StepGraph, "_step_row", baked):
+        same_on_both(trained, **TRAININGS["mlp-graph-local_steps"])
+
+
+def a_batch_that_the_graph_does_not_see():
+    with mock.patch("workers.step_graph.dataclasses.fields", lambda batch: []):
+        same_on_both(trained, **TRAININGS["cnn"])
+
+
+FAULTS = {
+    a_cpu_tensor_in_an_operator: (DeviceError, "a device tensor and a CPU tensor"),
+    weights_that_stayed_on_the_cpu: (DeviceError, "a CPU tensor and indices on the device"),
+    numpy_of_a_device_tensor: (TypeError, "numpy"),
+    item_in_a_recorded_step: (UsageError, "cannot be recorded.*capturing: item at tests/test_device.py"),
+    a_mask_in_a_recorded_step: (UsageError, "cannot be recorded.*capturing: index by a mask"),
+    a_copy_in_a_recorded_step: (UsageError, "cannot be recorded.*pageable memory"),
+    streams_that_do_not_wait_for_the_first: (UsageError, "cannot be recorded.*has not waited"),
+    streams_that_are_not_joined: (UsageError, "cannot be recorded.*not joined"),
+    streams_that_share_memory: (UsageError, "cannot be recorded.*two streams touch the same memory"),
+    a_graphs_output_before_its_replay: (DeviceError, "before its first replay"),
+    page_locked_memory_used_again_too_early: (RuntimeError, "overwritten before it was copied"),
+    a_step_that_waits: (AssertionError, "synchronizations.*\n.*copy to the host at tests/test_device.py"),
+    a_learning_rate_baked_into_the_graph: (AssertionError, "rows"),
+    a_batch_that_the_graph_does_not_see: (AssertionError, "rows"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@in_own_process
+def test_a_planted_mistake_is_noticed(fault):
+    error, reason = FAULTS[fault]
+    with pytest.raises(error, match=reason), stand_in():
+        fault()
