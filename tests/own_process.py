@@ -17,6 +17,7 @@ import pytest
 
 PROCESSES = multiprocessing.get_context("forkserver")
 TESTS = Path(__file__).parent
+SLOW_IMPORTS = ["torch._dynamo", "sklearn.datasets"]  # that these tests end up with: once for all of them
 
 
 def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
@@ -24,7 +25,7 @@ def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(test)
     def run(**arguments):
-        PROCESSES.set_forkserver_preload(["tests.own_process", test.__module__])
+        PROCESSES.set_forkserver_preload(["tests.own_process", test.__module__, *SLOW_IMPORTS])
         with mock.patch.dict(os.environ, PYTHONPATH=f"{TESTS.parent}{os.pathsep}{TESTS}"):
             ensure_running()  # the server knows nothing of sys.path
         here, there = PROCESSES.Pipe(duplex=False)

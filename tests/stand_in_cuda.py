@@ -221,7 +221,7 @@ class Streams:
         """The host has waited for the device, or for an event after so many copies."""
         self.arrive(until)
         if until is None:
-            for stream in self.used:
+            for stream in list(self.used):
                 self.root.wait_stream(stream)
             self._forget()
 
