@@ -1,5 +1,5 @@
-"""The GPU path on the stand-in accelerator (:mod:`tests.stand_in`): the CPU's numbers to the bit, nothing mixed, few
-synchronizations and launches; and mistakes planted on purpose are noticed.
+"""The GPU path on the stand-in accelerator (:mod:`tests.stand_in`): the CPU's numbers to the bit, nothing mixed, and
+mistakes planted on purpose are noticed. What it costs: test_device_budget.py.
 
 In float32: a recorded step reads its learning rate as that.
 """
@@ -13,76 +13,21 @@ from unittest import mock
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.device_runs import a_job, assert_within, measure, same_on_both, trained
 from tests.own_process import in_own_process
-from tests.runs import digits_job, recorded
-from tests.stand_in import DeviceError, Log, stand_in, unlogged
+from tests.runs import recorded
+from tests.stand_in import DeviceError, stand_in
 from training.build import Job
-from training.protocols import load_protocol
 from training.retrain import retrain
-from training.trainer import Trainer, mean_loss, train
+from training.trainer import train
 from utils.errors import UsageError
 from utils.influence import Options, score
 from utils.influence.ripples import ripples
 from utils.records import read_json
 from workers.step_graph import StepGraph
-from workers.worker_vision import Batch, Fleet, predictions
-
-BUDGETS={}
-SCORE_BUDGETS={}
-def a_job(device: str, **settings) -> Job:
-    """A job of four rounds of four workers in float32 on a device; 'normed' is a small network with BatchNorm."""
-    defaults = dict(device=device, dtype="float32", epochs=1, batch_size=16, max_train=240, num_workers=4, lr=0.0625)
-    settings = defaults | settings
-    if device == "cpu" and settings.get("engine") == "graph":
-        settings["engine"] = "loop"
-    network = None
-    if settings.get("model") == "normed":
-        torch.manual_seed(0)
-        settings["model"] = "cnn"
-        layers = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(384, 10)
-        network = nn.Sequential(*layers)
-    return digits_job(network, **settings)
-
-
-def rounds_of(job: Job, fleet: Fleet) -> list[float]:
-    """Train to the end; the losses of the rounds."""
-    return [mean_loss(event) for event in load_protocol(job.config.protocol).run(fleet, job)]
-
-
-def trained(job: Job) -> dict[str, Tensor]:
-    """Everything that training and looking at its result computes."""
-    fleet = job.make_fleet()
-    losses = torch.tensor(rounds_of(job, fleet), dtype=torch.float64)
-    loss_N, accuracy_N = fleet.evaluate(job.samples, job.val_ids)
-    model_1D = fleet.consensus()
-    return {
-        "losses": losses,
-        "rows": fleet.rows_RD,
-        "momentum": fleet.momentum_RP,
-        "loss_N": loss_N,
-        "accuracy_N": accuracy_N,
-        "consensus": model_1D,
-        "loss_1": fleet.evaluate(job.samples, job.val_ids, model_1D)[0],
-        "distance": fleet.consensus_distance(),
-        "predictions": predictions(fleet.engine, fleet.rows_RD, job.samples, job.val_ids),
-    }
-
-
-def same_on_both(compute, **settings) -> Log:
-    """``compute(job)`` gives the same bits on the CPU and on the device."""
-    expected = compute(a_job("cpu", **settings))
-    with stand_in() as log:
-        result = compute(a_job("cuda", **settings))
-        with unlogged():
-            result = {name: tensor.cpu() for name, tensor in result.items()}
-    assert {k: v.dtype for k, v in result.items()} == {k: v.dtype for k, v in expected.items()}
-    different = {n: (result[n] - e).abs().max().item() for n, e in expected.items() if not torch.equal(result[n], e)}
-    assert different == {}, different
-    assert log.errors == []
-    return log
-
+from workers.worker_vision import Batch, Fleet
 
 # ---- the same numbers ----------------------------------------------------------------------------
 
@@ -169,75 +114,6 @@ def test_a_whole_run_leaves_the_files_of_the_cpu(tmp_path):
     for summary in summaries:
         del summary["seconds"], summary["samples_per_second"]
     assert summaries[0] == summaries[1]
-
-
-# ---- few synchronizations and launches --------------------------------------------------------------
-
-
-def measure(log: Log, action) -> tuple[tuple[int, int], str]:
-    """Synchronizations and launches of an action, and where they are."""
-    log.clear()
-    action()
-    where = [f"{count:5} x {what} at {line}" for (what, line), count in (log.syncs + log.copies).most_common()]
-    return (log.waits, log.launches), "\n".join([*where, str(log.kernels.most_common(12))])
-
-
-def parts_of(log: Log, job: Job, folder) -> dict[str, tuple[tuple[int, int], str]]:
-    """The figures of each part of a training whose graphs are recorded."""
-    trainer = Trainer(job, folder)
-    trainer.stopping.update = lambda loss: False
-    fleet, protocol = trainer.fleet, load_protocol(job.config.protocol)
-    rounds = protocol.run(fleet, job)
-    for _ in range(2):  # gossip takes turns between two matrices, each with its graph
-        mean_loss(next(rounds))
-    trainer.done = 2
-    steps_N = torch.full((fleet.num_workers,), 2)
-    return {
-        "round": measure(log, lambda: mean_loss(next(rounds))),
-        "gossip": measure(log, lambda: fleet.mix(job.topology.mixing(0))),
-        "step": measure(log, lambda: fleet.step(steps_N, 0.0625)),
-        "evaluation": measure(log, lambda: trainer._evaluate(mock.Mock(), 0.0625)),
-    }
-
-
-def assert_within(budgets: dict, figures: dict) -> None:
-    excess = [
-        f"{part}: {figure} synchronizations and launches, {budgets[part]} are allowed\n{where}"
-        for part, (figure, where) in figures.items()
-        if figure[0] > budgets[part][0] or figure[1] > budgets[part][1]
-    ]
-    assert excess == [], "\n".join(excess)
-
-
-@pytest.mark.parametrize("model,engine,workers", BUDGETS)
-@in_own_process
-def test_synchronizations_and_launches_are_in_the_budget(model, engine, workers, tmp_path):
-    size = dict(num_workers=workers, dirichlet=False, batch_size=2, max_train=min(1280, 8 * workers))
-    with stand_in() as log:
-        figures = parts_of(log, a_job("cuda", model=model, engine=engine, **size, epochs=2), tmp_path)
-    assert_within(BUDGETS[model, engine, workers], figures)
-
-
-@pytest.mark.parametrize("model,method", SCORE_BUDGETS)
-@in_own_process
-def test_synchronizations_and_launches_of_scores_are_in_the_budget(model, method):
-    with stand_in() as log:
-        run = recorded(a_job("cuda", model=model, engine="graph" if model != "mlp_smooth" else "vmap", num_workers=8))
-        score("cascade", run, Options())  # records the graphs, and finds out which derivative to trust
-        figure = measure(log, lambda: score(method, run, Options(dice_rounds=2, delete_checkpoints=2)))
-    assert_within({method: SCORE_BUDGETS[model, method]}, {method: figure})
-
-
-@pytest.mark.parametrize("engine", ["vmap", "graph"])
-@in_own_process
-def test_launches_of_step_and_gossip_do_not_depend_on_the_number_of_workers(engine, tmp_path):
-    figures = {}
-    for workers in (8, 24):
-        with stand_in() as log:
-            job = a_job("cuda", model="mlp", engine=engine, num_workers=workers, dirichlet=False, batch_size=2, epochs=2)
-            parts = parts_of(log, job, tmp_path / str(workers))
-            figures[workers] = {part: parts[part][0] for part in ("step", "gossip", "round")}
-    assert figures[8] == figures[24]
 
 
 # ---- planted mistakes ---------------------------------------------------------------------------------

@@ -1,0 +1,142 @@
+"""What the GPU path costs, on the stand-in accelerator: how often the host waits for the device, and how many
+kernels it launches. The figures are those of the code as it is: lower them with the code, never raise them.
+"""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+
+from tests.device_runs import a_job, assert_within, measure
+from tests.own_process import in_own_process
+from tests.runs import recorded
+from tests.stand_in import Log, stand_in
+from training.build import Job
+from training.protocols import load_protocol
+from training.trainer import Trainer, mean_loss
+from utils.influence import Options, score
+from workers.step_graph import MOST_ROWS
+
+# (network, engine, workers): (synchronizations, launches) at most, where a replayed graph is one launch, once graphs
+# are recorded. step: Fleet.step; gossip: Fleet.mix on a ring; round: a local step, gossip, and the loss that the
+# trainer logs; evaluation: the trainer's line of metrics, 128 and a few validation samples.
+# What they should be:
+#   step        (0, 1 graph + at most 13 for the batch), whatever the number of workers, above 512 rows too;
+#               vmap: (0, 40), whatever the number of workers
+#   gossip      (0, 1): one product, with weights that stay on the device
+#   round       (1, step + gossip + 5): one read of the losses, late
+#   evaluation  (1, as few as a batched forward pass takes), whatever the number of workers
+BUDGETS: dict[tuple[str, str, int], dict[str, tuple[int, int]]] = {
+    ("mlp", "vmap", 8): {"step": (0, 39), "gossip": (2, 6), "round": (7, 59), "evaluation": (14, 160)},
+    ("mlp", "vmap", 520): {"step": (0, 191), "gossip": (2, 6), "round": (7, 211), "evaluation": (22, 2888)},
+    ("mlp", "graph", 8): {"step": (0, 14), "gossip": (2, 6), "round": (7, 34), "evaluation": (28, 366)},
+    ("cnn", "graph", 8): {"step": (0, 14), "gossip": (2, 6), "round": (7, 34), "evaluation": (28, 474)},
+    ("mlp", "graph", 520): {"step": (0, 14561), "gossip": (2, 6), "round": (7, 14581), "evaluation": (1052, 19310)},
+    ("cnn", "graph", 520): {"step": (0, 21321), "gossip": (2, 6), "round": (7, 21341), "evaluation": (1052, 25562)},
+}
+# Scoring a run of 8 workers and 4 steps, the replay of its states included (2 scored steps, 2 checkpoints). They should
+# wait once, for the scores; if: a few times more, in eigendecompositions.
+SCORE_BUDGETS: dict[tuple[str, str], tuple[int, int]] = {
+    ("mlp_smooth", "cascade"): (30, 564),
+    ("mlp_smooth", "dice"): (30, 456),
+    ("mlp_smooth", "delete"): (18, 307),
+    ("cnn_smooth", "cascade"): (65, 5389),
+    ("cnn_smooth", "dice"): (86, 2400),
+    ("cnn_smooth", "delete"): (46, 970),
+    ("cnn_smooth", "if"): (19, 153),
+}
+# Gossip of so many workers. It should be (0, 1), whatever the topology.
+GOSSIP_BUDGETS: dict[tuple[str, int], tuple[int, int]] = {
+    ("ring", 520): (2, 6),
+    ("exponential_one_peer", 8): (2, 4),
+    ("exponential", 8): (2, 10),
+    ("star", 8): (2, 16),
+    ("all", 8): (0, 9),
+    ("all", 64): (0, 65),
+}
+# Gossip of 8 workers that all hear each other, one of them bad, under a rule: should be (1, independent of N).
+RULE_BUDGETS: dict[str, tuple[int, int]] = {
+    "mean": (0, 65),
+    "median": (8, 145),
+    "trimmed_mean": (8, 145),
+    "clipped": (64, 161),
+}
+
+
+def parts_of(log: Log, job: Job, folder) -> dict[str, tuple[tuple[int, int], str]]:
+    """The figures of each part of a training whose graphs are recorded."""
+    trainer = Trainer(job, folder)
+    trainer.stopping.update = lambda loss: False
+    fleet, protocol = trainer.fleet, load_protocol(job.config.protocol)
+    rounds = protocol.run(fleet, job)
+    for _ in range(2):  # gossip takes turns between two matrices, each with its graph
+        mean_loss(next(rounds))
+    trainer.done = 2
+    steps_N = torch.full((fleet.num_workers,), 2)
+    return {
+        "round": measure(log, lambda: mean_loss(next(rounds))),
+        "gossip": measure(log, lambda: fleet.mix(job.topology.mixing(0))),
+        "step": measure(log, lambda: fleet.step(steps_N, 0.0625)),
+        "evaluation": measure(log, lambda: trainer._evaluate(mock.Mock(), 0.0625)),
+    }
+
+
+def budgeted(workers_key: tuple[str, str, int]):
+    """A test's parameters; steps that are not recorded take tens of thousands of launches."""
+    slow = workers_key[1] == "graph" and workers_key[2] > MOST_ROWS
+    return pytest.param(*workers_key, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("model,engine,workers", map(budgeted, BUDGETS))
+@in_own_process
+def test_training_and_evaluation_are_in_the_budget(model, engine, workers, tmp_path):
+    size = dict(num_workers=workers, dirichlet=False, batch_size=2, max_train=min(1280, 8 * workers))
+    with stand_in() as log:
+        figures = parts_of(log, a_job("cuda", model=model, engine=engine, **size, epochs=2), tmp_path)
+    assert_within(BUDGETS[model, engine, workers], figures)
+
+
+@pytest.mark.parametrize("model,method", SCORE_BUDGETS)
+@in_own_process
+def test_scores_are_in_the_budget(model, method):
+    engine = "vmap" if model == "mlp_smooth" else "graph"
+    with stand_in() as log:
+        run = recorded(a_job("cuda", model=model, engine=engine, num_workers=8, batch_size=8))
+        score("cascade", run, Options())  # records the graphs, and finds out which derivative to trust
+        figure = measure(log, lambda: score(method, run, Options(dice_rounds=2, delete_checkpoints=2)))
+    assert_within({method: SCORE_BUDGETS[model, method]}, {method: figure})
+
+
+@pytest.mark.parametrize("mode,workers", GOSSIP_BUDGETS)
+@in_own_process
+def test_gossip_is_in_the_budget(mode, workers):
+    with stand_in() as log:
+        job = a_job("cuda", model="mlp", num_workers=workers, mode=mode, dirichlet=False, max_train=None)
+        fleet = job.make_fleet()
+        figure = measure(log, lambda: fleet.mix(job.topology.mixing(0)))
+    assert_within({mode: GOSSIP_BUDGETS[mode, workers]}, {mode: figure})
+
+
+@pytest.mark.parametrize("rule", RULE_BUDGETS)
+@in_own_process
+def test_robust_gossip_is_in_the_budget(rule):
+    with stand_in() as log:
+        job = a_job("cuda", model="mlp", num_workers=8, mode="all", aggregation=rule, byzantine="1:sign_flip")
+        fleet, matrix = job.make_fleet(), job.topology.mixing(0)
+        figure = measure(log, lambda: fleet.mix_robustly(matrix, rule, job.byzantine, 0))
+    assert_within({rule: RULE_BUDGETS[rule]}, {rule: figure})
+
+
+@pytest.mark.parametrize("engine", ["vmap", "graph"])
+@in_own_process
+def test_launches_of_step_and_gossip_do_not_depend_on_the_number_of_workers(engine, tmp_path):
+    figures = {}
+    for workers in (8, 24):
+        with stand_in() as log:
+            size = dict(num_workers=workers, dirichlet=False, batch_size=2, epochs=2)
+            job = a_job("cuda", model="mlp", engine=engine, **size)
+            parts = parts_of(log, job, tmp_path / str(workers))
+            figures[workers] = {part: parts[part][0] for part in ("step", "gossip", "round")}
+    assert figures[8] == figures[24]
