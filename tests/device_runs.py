@@ -64,7 +64,7 @@ def same_on_both(compute: Callable[[Job], dict[str, Tensor]], **settings) -> Log
     assert {k: v.dtype for k, v in result.items()} == {k: v.dtype for k, v in expected.items()}
     different = {n: (result[n] - e).abs().max().item() for n, e in expected.items() if not torch.equal(result[n], e)}
     assert different == {}, different
-    assert log.errors == []
+    assert log.errors == [], log.errors
     return log
 
 

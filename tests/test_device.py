@@ -107,13 +107,13 @@ def test_a_whole_run_leaves_the_files_of_the_cpu(tmp_path):
         for max_rounds in (4, None):  # killed after four rounds, resumed
             stopped = dataclasses.replace(job, config=dataclasses.replace(job.config, max_rounds=max_rounds))
             train(stopped, tmp_path / "cuda")
-    assert log.errors == []
+    assert log.errors == [], log.errors
     models = [load_file(tmp_path / device / "model.safetensors") for device in ("cpu", "cuda")]
     assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
     summaries = [read_json(tmp_path / device / "summary.json") for device in ("cpu", "cuda")]
     for summary in summaries:
         del summary["seconds"], summary["samples_per_second"]
-    assert summaries[0] == summaries[1]
+    assert summaries[0] == summaries[1], summaries
 
 
 # ---- planted mistakes ---------------------------------------------------------------------------------
@@ -236,6 +236,12 @@ def a_batch_that_the_graph_does_not_see():
         same_on_both(trained, **TRAININGS["cnn"])
 
 
+def page_locked_memory_read_too_early():
+    losses = torch.full((3,), 7.0).pin_memory()
+    losses.copy_(torch.zeros(3, device="cuda"), non_blocking=True)
+    assert losses.tolist() == [0.0, 0.0, 0.0], losses
+
+
 FAULTS = {
     a_cpu_tensor_in_an_operator: (DeviceError, "a device tensor and a CPU tensor"),
     weights_that_stayed_on_the_cpu: (DeviceError, "a CPU tensor and indices on the device"),
@@ -248,6 +254,7 @@ FAULTS = {
     streams_that_share_memory: (UsageError, "cannot be recorded.*two streams touch the same memory"),
     a_graphs_output_before_its_replay: (DeviceError, "before its first replay"),
     page_locked_memory_used_again_too_early: (RuntimeError, "overwritten before it was copied"),
+    page_locked_memory_read_too_early: (AssertionError, "7., 7., 7."),
     a_step_that_waits: (AssertionError, "synchronizations.*\n.*copy to the host at tests/test_device.py"),
     a_learning_rate_baked_into_the_graph: (AssertionError, "rows"),
     a_batch_that_the_graph_does_not_see: (AssertionError, "rows"),
