@@ -33,6 +33,17 @@ GPU_BARS = (  # there the limit is one model at the joint batch, and plain is a 
     Bar("ratio_limit", 0.7, ("cnn", "resnet18")),
     Bar("ratio_plain", 3.0, ("resnet18",)),
 )
+CERTIFICATE = {  # what ``benchmarks.gpu`` asks of a GPU: (bound, whether the figure must stay below it)
+    "distance": (1e-9, True),  # float64, as a share of the largest entry
+    "left": (1.0, True),  # MiB
+    "waits": (0, True),
+    "one_model": (0.8, False),
+    "graph": (3.0, False),
+    "rows": (4.3, True),  # parameters, gossip's second matrix, momentum, gathered neighbours; and the batch
+    "scoring": (4.5, True),
+    "scores": (1e-6, True),
+    "resume": (0, True),
+}
 FLAT = 1.5  # a worker's gossip may cost so many times more at one N >= 16 than at another, noise included
 
 MEANING = {
@@ -98,7 +109,12 @@ def _check(
 
 def describe(check: dict[str, Any]) -> str:
     """A check as one line."""
-    verdict = "ok" if check["ok"] else "missed"
     who = f"{check['model']} N={check['workers']} ({check['execution']})"
-    sign = "<=" if check["at_most"] else ">="
-    return f"{verdict:6}  {who}: {check['value']:.3g} {sign} {check['bound']:g}  {MEANING[check['figure']]}"
+    return judged(check, who, MEANING[check["figure"]])
+
+
+def judged(check: dict[str, Any], who: str, meaning: str) -> str:
+    """A figure beside its bar (``bound`` None: it has none), as one line."""
+    verdict = "ok" if check["ok"] else "missed"
+    bar = "" if check["bound"] is None else f" {'<=' if check['at_most'] else '>='} {check['bound']:g}"
+    return f"{verdict:6}  {who}: {check['value']:.3g}{bar}  {meaning}"

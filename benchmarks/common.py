@@ -167,13 +167,13 @@ class Stopwatch:
     def __enter__(self) -> None:
         if self.device.type == "cuda":
             self._events.append(tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)))
-            self._events[-1][0].record()
+            self._events[-1][0].record(torch.cuda.current_stream(self.device))
         else:
             self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         if self.device.type == "cuda":
-            self._events[-1][1].record()
+            self._events[-1][1].record(torch.cuda.current_stream(self.device))
         else:
             self._seconds += time.perf_counter() - self._start
 

@@ -10,9 +10,9 @@ import copy
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ HOPS = (1, 2, 3)
 @dataclass(frozen=True)
 class Case:
     """A run to score: gossip on a ring over IID shards. ``images``: 'digits' (1 x 8 x 8) or '3x32x32' (noise
-    with the digits' labels: only the time counts). ``samples``: n."""
+    with the digits' labels: only the time counts; in float32). ``samples``: n."""
 
     model: str
     images: str
@@ -54,6 +54,7 @@ class Case:
     val_fraction: float
     engine: str
     channels_last: bool
+    dtype: str = "float32"
 
     @property
     def name(self) -> str:
@@ -77,6 +78,7 @@ def build_job(case: Case, threads: int, device: str = "cpu") -> Job:
             lr=0.01,
             engine=engine,
             channels_last=case.channels_last,
+            dtype=case.dtype,
             threads=threads,
             device=device,
             quiet=True,
@@ -156,9 +158,11 @@ def naive_dice(run: Kept, states: list[Tensor], t: int, i: int) -> float:
 
 
 class ScoredRun:
-    """A case's run, and the seconds that each part of scoring it takes."""
+    """A case's run, and the seconds that each part of scoring it takes (``only``: of these parts)."""
 
-    def __init__(self, case: Case, threads: int, seconds: float, device: str = "cpu"):
+    def __init__(
+        self, case: Case, threads: int, seconds: float, device: str = "cpu", only: Collection[str] | None = None
+    ):
         self.case, self.seconds, self.device = case, seconds, torch.device(device)
         self.job = job = build_job(case, threads, device)
         self.folder = tempfile.TemporaryDirectory()
@@ -172,7 +176,6 @@ class ScoredRun:
         rows_ND = self.states[0]
         rho_NP = torch.randn(rows_ND[:, : self.run.P].shape, generator=torch.Generator().manual_seed(0)).to(device)
         statistics_NS = torch.ones_like(rows_ND[:, self.run.P :])
-        head_inputs = self.run.last_layer()
         self.parts: dict[str, Callable[[], object]] = {
             "training": lambda: train(job),
             "pass": self.one_pass,
@@ -185,10 +188,16 @@ class ScoredRun:
             "cascade_replayed": lambda: cascade(self.run),
             "if": lambda: last_layer_influence(*self.kept.last_layer()),
             "if_forward": self.forward,
-            "if_pydvl": lambda: last_layer_influence(*head_inputs),
+            "if_pydvl": lambda: last_layer_influence(*self.head_inputs),
         }
-        for part in self.parts.values():  # the first run pays for memory and imports
-            part()
+        for name, part in self.parts.items():  # the first run pays for memory and imports
+            if only is None or name in only:
+                part()
+
+    @cached_property
+    def head_inputs(self) -> tuple:
+        """What ``if`` reads."""
+        return self.run.last_layer()
 
     @torch.no_grad()
     def forward(self) -> None:
@@ -212,9 +221,11 @@ class ScoredRun:
         return {"seconds": count * seconds / calls, "peak_mib": peak_memory(self.device)}
 
 
-def scored_run(case: Case, threads: int, seconds: float, device: str) -> Callable[[str], dict[str, Any]]:
+def scored_run(
+    case: Case, threads: int, seconds: float, device: str, only: Collection[str] | None = None
+) -> Callable[[str], dict[str, Any]]:
     """For a Probe: the sizes of the run for part "", else its measurements."""
-    scored = ScoredRun(case, threads, seconds, device)
+    scored = ScoredRun(case, threads, seconds, device, only)
     return lambda part="": scored.measure(part) if part else scored.describe()
 
 

@@ -136,22 +136,26 @@ def automatic(setting: Setting, num_workers: int, threads: int) -> Callable[[], 
     return choose_setting
 
 
+def make_fleet(
+    setting: Setting, model: nn.Module, samples: Samples, batches: Batches, threads: int = 1, **options: Any
+) -> Fleet:
+    """A fleet with that engine and layout, in the dtype of the samples; ``options`` as of :class:`Fleet`."""
+    device = torch.device(setting.device)
+    layout = RowLayout(model, setting.channels_last)
+    row_D = torch.empty(layout.D, dtype=samples.dtype)
+    layout.write(model, row_D)
+    engine = Engine(model, layout, setting.engine, threads, setting.autocast)
+    options = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "seed": 0} | options
+    return Fleet(engine, row_D.to(device), samples.to(device), batches, **options)
+
+
 def fleet_rounds(setting: Setting, num_workers: int, threads: int) -> Callable[[float], dict]:
     """Rounds of a fleet on a ring, as a function of the seconds to run (one round at least). It returns
     node-steps per second, seconds of a round's gossip and of a plain copy of the matrix, bytes that a
     gossip reads and writes, peak memory in MiB, and that before the fleet was built."""
     device = torch.device(setting.device)
     memory_before = peak_memory(device)
-    samples, batches = synthetic_data(setting, num_workers)
-    samples = samples.to(device)
-    model = build_model(setting.model)
-    layout = RowLayout(model, setting.channels_last)
-    row_D = torch.empty(layout.D)
-    layout.write(model, row_D)
-    engine = Engine(model, layout, setting.engine, threads, setting.autocast)
-    fleet = Fleet(
-        engine, row_D.to(device), samples, batches, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, seed=0
-    )
+    fleet = make_fleet(setting, build_model(setting.model), *synthetic_data(setting, num_workers), threads)
     ring = build_topology("ring", num_workers).mixing(0)
     step = 0
 
@@ -168,13 +172,13 @@ def fleet_rounds(setting: Setting, num_workers: int, threads: int) -> Callable[[
         source_RD = fleet.rows_RD
         target_RD = source_RD.clone()  # once untimed: its memory has to be had first
         with copying:
-            engine.map(lambda t, s: t.copy_(s), target_RD.chunk(threads), source_RD.chunk(threads))
+            fleet.engine.map(lambda t, s: t.copy_(s), target_RD.chunk(threads), source_RD.chunk(threads))
         return {
             "rate": count * num_workers / elapsed,
             "round_seconds": elapsed / count,
             "gossip_seconds": gossip.seconds() / count,
             "copy_seconds": copying.seconds(),
-            "gossip_bytes": (ring.nnz + num_workers) * layout.D * row_D.itemsize,
+            "gossip_bytes": (ring.nnz + num_workers) * fleet.layout.D * source_RD.itemsize,
             "copy_bytes": 2 * source_RD.nbytes,
             "peak_memory": memory,
             "memory_before": memory_before,
