@@ -223,6 +223,8 @@ class TimedTrainer(training.trainer.Trainer):
             synchronize(self.fleet.device)
             TimedTrainer.seconds = time.perf_counter() - start
         TimedTrainer.busy = covered(kernels(profiler)) if recording else 0.0
+        if recording and TimedTrainer.busy == 0:
+            raise RuntimeError("PyTorch's profiler saw no kernel: CUPTI does not work here")
 
 
 def kernels(profiler: torch.profiler.profile) -> Iterator[tuple[float, float]]:

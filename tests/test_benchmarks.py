@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.bars import check_bars, describe
+import training.trainer
+from benchmarks import gpu, gpu_probes
+from benchmarks.bars import check_bars, describe, judged
 from benchmarks.common import Probe, Stopwatch, median_ratio, repeat_for, take_turns
+from benchmarks.gpu_checks import CHECKS, Check, Task, figure, finish, pair_figure, reason
 from benchmarks.influence import PARTS, ratios
 from benchmarks.influence import describe as describe_influence
 from benchmarks.influence import main as influence_main
@@ -218,3 +225,155 @@ def test_the_rule_command(tmp_path, capsys):
 )
 def test_the_rule(model, workers, device, engine):
     assert rule(build_model(model), workers, device) == engine
+
+
+# ---- benchmarks.gpu, without one --------------------------------------------------------------------------------
+
+
+def certify(tmp_path, *flags):
+    """The command at its small sizes on the CPU, and its record."""
+    out = tmp_path / "gpu.json"
+    code = gpu.main(["--device", "cpu", "--quick", "--out", str(out), *flags])
+    return code, json.loads(out.read_text())
+
+
+def test_the_gpu_command_runs_without_a_gpu(tmp_path, capsys):
+    code, record = certify(tmp_path, "--only", "correctness-mlp", "speed-gossip")
+    assert code == 0 and record["ok"] and record["complete"]
+    assert list(record["checks"]) == ["correctness-mlp", "speed-gossip"]
+    figures = [f for check in record["checks"].values() for f in check["figures"]]
+    assert all(f["ok"] for f in figures) and [f["same_bits"] for f in figures[:2]] == [list(gpu_probes.DATA)] * 2
+    assert {f["what"] for f in figures} > {"graph = loop, at first", "vmap = loop, after eight fleets"}
+    printed = capsys.readouterr().out
+    assert printed.count("\nok  ") == len(figures) == 10 and "all met" in printed
+    assert "ok      correctness-mlp: 0 <= 1e-09  graph = loop, at first" in printed
+
+
+@pytest.mark.slow
+def test_all_of_the_gpu_command_that_a_cpu_can_do(tmp_path):
+    code, record = certify(tmp_path)
+    assert code == 0 and list(record["checks"]) == [c.name for c in CHECKS if c.on_cpu]
+
+
+def failing_check(task):
+    yield figure("kept", 1.0)
+    Probe(failing_build)("too bad")
+
+
+def hanging_build():
+    return lambda: time.sleep(600)
+
+
+def hanging_check(task):
+    yield figure("kept", 2.0)
+    Probe(hanging_build)()
+
+
+def killed_build():
+    return lambda: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_check(task):
+    yield figure("too much", 2.0, "scores")
+    Probe(killed_build)()
+
+
+def test_a_check_that_fails_hangs_or_dies_leaves_the_others_alone(tmp_path, capsys, monkeypatch):
+    checks = [failing_check, hanging_check, killed_check, lambda task: iter([figure("a figure", 3.0)])]
+    names = ("fails", "hangs", "dies", "works")
+    monkeypatch.setattr(gpu, "CHECKS", [
+        Check(name, check, 2.0 if name == "hangs" else 60.0, on_cpu=True)
+        for name, check in zip(names, checks, strict=True)
+    ])  # fmt: skip
+    code, record = certify(tmp_path)
+    results = record["checks"]
+    assert code == 1 and not record["ok"] and record["complete"]
+    assert [results[name]["ok"] for name in names] == [False, False, False, True]
+    assert results["fails"]["failure"] == "ValueError: too bad" and "Traceback" in results["fails"]["traceback"]
+    assert results["hangs"]["failure"].startswith("not done after 2 s: a measuring process ended with code -9")
+    assert results["hangs"]["seconds"] < 30 and "code -9" in results["dies"]["failure"]
+    assert [results[name]["figures"][0]["value"] for name in names] == [1.0, 2.0, 2.0, 3.0]
+    printed = capsys.readouterr().out
+    assert "failed  fails: ValueError: too bad" in printed and "not met: fails, hangs, dies;" in printed
+    assert "missed  dies: 2 <= 1e-06  too much" in printed and "ok      works: 3  a figure" in printed
+
+
+def test_a_killed_command_keeps_what_was_done(tmp_path, monkeypatch):
+    def interrupted(task):
+        yield figure("done", 1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "CHECKS", [Check("interrupted", interrupted, 60.0, on_cpu=True)])
+    with pytest.raises(KeyboardInterrupt):
+        certify(tmp_path)
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert record["checks"]["interrupted"]["figures"][0]["value"] == 1.0 and not record["complete"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device", "cuda:99"], "not there"),
+        (["--device", "tpu"], "unknown device"),
+        (["--device", "cpu"], "add --quick"),
+        (["--device", "cpu", "--quick", "--only", "cascad", "spede"], "unknown check (--only) 'spede'"),
+        (["--device", "cpu", "--quick", "--only", "busy"], "nothing to check"),
+    ],
+)
+def test_bad_flags_of_the_gpu_command(flags, message, capsys):
+    assert gpu.main(flags) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_figures_are_held_against_their_bars():
+    assert figure("x", 0.8, "one_model")["ok"] and not figure("x", 0.79, "one_model")["ok"]
+    assert not figure("x", float("nan"), "distance")["ok"] and figure("x", float("nan"))["ok"]
+    pairs = {"plain": {"distance": 0.0, "same_bits": True}, "ragged": {"distance": float("nan"), "same_bits": False}}
+    assert not (worst := pair_figure("x", pairs))["ok"] and worst["same_bits"] == ["plain"]
+    assert judged(figure("x", 1.0, "waits"), "who", "what") == "missed  who: 1 <= 0  what"
+
+
+def test_the_reason_is_one_line():
+    advice = "CUDA error: an illegal memory access\nCUDA kernel errors might be reported later.\n\n"
+    assert reason(f"failed:\nTraceback:\n  File x\n    y()\nRuntimeError: {advice}") == f"RuntimeError: {advice[:36]}"
+    assert reason("warning: a\nerror: b\n") == "error: b" and reason("") == "it said nothing"
+
+
+def test_time_of_the_gpu_counts_overlaps_once():
+    assert gpu_probes.covered([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 1.6)]) == 4.0 and gpu_probes.covered([]) == 0
+    cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    events = [
+        SimpleNamespace(device_type=kind, time_range=SimpleNamespace(start=1e6, end=3e6), is_user_annotation=note)
+        for kind, note in ((cuda, False), (cpu, False), (cuda, True))
+    ]
+    assert list(gpu_probes.kernels(SimpleNamespace(events=lambda: events))) == [(1.0, 3.0)]
+
+
+def test_waits_are_counted_by_place():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally at x)", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    [(place, count)] = gpu_probes.places(caught).items()
+    assert place.startswith("test_benchmarks.py:") and count == 2
+
+
+def test_a_command_is_timed_in_process(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.trainer.Trainer", training.trainer.Trainer)  # it is replaced: put it back
+    flags = ["--model", "mlp", "--max_train", "200", "--epochs", "1", "--no-plots", "--quiet", "--device", "cpu"]
+    answer = gpu_probes.command_times([*flags, "--results_dir", str(tmp_path)])("run", False)
+    assert 0 < answer["training"] < answer["command"] and answer["busy"] == 0
+    assert (tmp_path / "run" / "stage1" / "summary.json").exists()
+
+
+def test_a_command_that_fails_says_why(tmp_path):
+    task = Task("cpu", True, tmp_path, time.monotonic() + 60)
+    with pytest.raises(RuntimeError, match="code 2: error: .*--lr"):
+        finish(task, [sys.executable, "main.py", "--lr", "-1"])
+
+
+def test_bytes_of_a_gossip():
+    moved = [gpu_probes.bytes_moved(mode, 16, 10) for mode in ("copy", "ring", "exponential", "all")]
+    assert moved == [320, 640, 960, 320]
