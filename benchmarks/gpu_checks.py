@@ -126,7 +126,8 @@ def waiting(task: Task) -> Figures:
             for what in ("step", "step, all options", "round"):
                 where = probe(what)
                 claim = None if what == "round" else "waits"
-                yield figure(f"waits in a {what} ({model}, {engine})", sum(where.values()), claim, where=where)
+                lines = "".join(f"; {place} x {count}" for place, count in where.items())
+                yield figure(f"waits in a {what} ({model}, {engine}){lines}", sum(where.values()), claim, where=where)
 
 
 # ---- 3. speed ------------------------------------------------------------------------------------------------
