@@ -41,7 +41,7 @@ from benchmarks.training import measure_row
 from benchmarks.training_probes import BATCH, Setting, bare_loop, build_model, fleet_rounds
 from utils.records import read_metrics
 from workers.row_layout import RowLayout
-from workers.step_graph import MOST_ROWS
+from workers.step_graph import GRAPHED_ROWS
 
 PROJECT = Path(__file__).parent.parent
 Figures = Iterator[dict[str, Any]]
@@ -154,14 +154,14 @@ def graph_over_loop(task: Task) -> Figures:
 
 def thousand(task: Task) -> Figures:
     """The largest fleet that is recorded, and one beyond: rate and memory."""
-    for N in (8, 16) if task.quick else (MOST_ROWS, 1024):
+    for N in (8, 16) if task.quick else (GRAPHED_ROWS, 1024):
         setting = Setting("cnn", task.device, "graph", channels_last=True)
         with Probe(fleet_rounds, setting, N, 1) as fleet:
             answer = fleet(task.turns[0])
         yield figure(f"node-steps a second of {N} CNN workers", answer["rate"], peak_mib=answer["peak_memory"])
         floats = (answer["peak_memory"] - answer["memory_before"]) * MIB / 4 / N
         rows = floats / RowLayout(build_model("cnn")).D
-        claim = task.speed_claim("rows") if N > MOST_ROWS else None  # streams of recorded steps have workspaces
+        claim = task.speed_claim("rows") if N > GRAPHED_ROWS else None  # streams of recorded steps have workspaces
         yield figure(f"rows of memory a worker, {N} CNN workers", rows, claim)
 
 

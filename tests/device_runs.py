@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,10 @@ def trained(job: Job) -> dict[str, Tensor]:
 
 
 def same_on_both(compute: Callable[[Job], dict[str, Tensor]], **settings) -> Log:
-    """``compute(job)`` gives the same bits on the CPU and on the device."""
-    expected = compute(a_job("cpu", **settings))
+    """``compute(job)`` gives the same bits on the device and on a CPU that goes the way of devices (that this way and
+    the CPU's own lead to the same place is for :mod:`tests.test_workers`)."""
+    with mock.patch("utils.devices.is_accelerator", return_value=True):
+        expected = compute(a_job("cpu", **settings))
     with stand_in() as log:
         result = compute(a_job("cuda", **settings))
         with unlogged():

@@ -316,6 +316,7 @@ def patched_cuda(log: Any, streams: Streams, wait: Callable[[str], None], refuse
         Event=Event,
         CUDAGraph=CUDAGraph,
         graph=record,
+        graph_pool_handle=lambda: (0, 0),
         is_current_stream_capturing=lambda: streams.capture is not None,
         empty_cache=lambda: None,
         set_sync_debug_mode=warn,

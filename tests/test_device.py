@@ -26,7 +26,7 @@ from utils.errors import UsageError
 from utils.influence import Options, score
 from utils.influence.ripples import ripples
 from utils.records import read_json
-from workers.step_graph import StepGraph
+from workers.step_graph import StepGraph, Streams
 from workers.worker_vision import Batch, Fleet
 
 # ---- the same numbers ----------------------------------------------------------------------------
@@ -139,20 +139,20 @@ def loss_that(looks: Callable[[Tensor], object]):
     return mock.patch.object(Batch, "loss", loss)
 
 
-def on_streams(fork: bool, join: bool):
-    """A step whose streams do not wait for each other."""
+def on_branches(fork: bool, join: bool):
+    """Steps whose streams do not wait for each other."""
 
-    def run(graph: StepGraph, fleet: Fleet, step: Callable[[Fleet, int], None]) -> None:
+    def run(device: torch.device, streams: Streams, rows: range, step: Callable[[int], None]) -> None:
         own = torch.cuda.current_stream()
-        for row, stream in enumerate(graph._streams):
+        for row, stream in zip(rows, streams.branches, strict=False):
             if fork:
                 stream.wait_stream(own)
             with torch.cuda.stream(stream):
-                step(fleet, row)
+                step(row)
             if join:
                 own.wait_stream(stream)
 
-    return mock.patch.object(StepGraph, "_on_streams", run)
+    return mock.patch("workers.step_graph._on_branches", run)
 
 
 def a_cpu_tensor_in_an_operator():
@@ -185,12 +185,12 @@ def a_copy_in_a_recorded_step():
 
 
 def streams_that_do_not_wait_for_the_first():
-    with on_streams(fork=False, join=True):
+    with on_branches(fork=False, join=True):
         a_step(a_fleet())
 
 
 def streams_that_are_not_joined():
-    with on_streams(fork=True, join=False):
+    with on_branches(fork=True, join=False):
         a_step(a_fleet())
 
 
@@ -255,9 +255,9 @@ FAULTS = {
     a_graphs_output_before_its_replay: (DeviceError, "before its first replay"),
     page_locked_memory_used_again_too_early: (RuntimeError, "overwritten before it was copied"),
     page_locked_memory_read_too_early: (AssertionError, "7., 7., 7."),
-    a_step_that_waits: (AssertionError, "synchronizations.*\n.*copy to the host at tests/test_device.py"),
-    a_learning_rate_baked_into_the_graph: (AssertionError, "rows"),
-    a_batch_that_the_graph_does_not_see: (AssertionError, "rows"),
+    a_step_that_waits: (AssertionError, "(?s)synchronizations.*copy to the host at tests/test_device.py"),
+    a_learning_rate_baked_into_the_graph: (UsageError, "recorded steps of this network differ"),
+    a_batch_that_the_graph_does_not_see: (UsageError, "recorded steps of this network differ"),
 }
 
 

@@ -37,7 +37,6 @@ from utils.virtual_time import VirtualTime
 from workers import distributed
 from workers.engine import Engine
 from workers.robust import Byzantine, parse_byzantine
-from workers.row_layout import GPU_ALIGNMENT, RowLayout
 from workers.tuning import choose_execution
 from workers.worker_vision import Fleet
 
@@ -202,11 +201,10 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
         dataclasses.replace(part, channels_last=execution.channels_last).to(device) for part in (samples, test_samples)
     )
     torch.backends.cudnn.allow_tf32 = config.tf32
-    layout = RowLayout(models[0], execution.channels_last, GPU_ALIGNMENT if device.type == "cuda" else 1)
-    engine = Engine(models[0], layout, execution.engine, execution.threads, autocast)
-    initial_ND = torch.zeros(len(models), layout.D, dtype=samples.dtype)
+    engine = Engine.on(device, models[0], execution.engine, execution.threads, execution.channels_last, autocast)
+    initial_ND = torch.zeros(len(models), engine.layout.D, dtype=samples.dtype)
     for row_D, model in zip(initial_ND, models, strict=True):
-        layout.write(model, row_D)
+        engine.layout.write(model, row_D)
     return Job(
         config=config,
         execution=execution,

@@ -24,6 +24,7 @@ from training.build import Job, describe
 from training.finetune import finetune
 from training.identity import check_identity
 from training.protocols import Round, load_protocol
+from utils.devices import fetch
 from utils.early_stopping import EarlyStopping
 from utils.errors import UsageError
 from utils.records import MetricsLog, write_confusion, write_json, write_labels, write_partition
@@ -231,6 +232,7 @@ class Trainer:
     def save(self) -> None:
         """A checkpoint of this instant."""
         self._losses += self._late.flush()
+        self._losses += self._late.flush()
         state = {
             "seconds": self.seconds,
             "virtual_seconds": self.virtual_seconds,
@@ -315,8 +317,7 @@ class LateLosses:
         if self._device.type != "cuda":
             return [mean_loss(event)]
         read = self.flush()
-        names = ("train_loss_R", "trained_R")
-        there = {name: getattr(event, name).to("cpu", non_blocking=True) for name in names}  # pinned
+        there = {name: fetch(getattr(event, name)) for name in ("train_loss_R", "trained_R")}
         arrived = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(self._device))
         self._waiting = dataclasses.replace(event, **there), arrived

@@ -21,6 +21,7 @@ from networks import head
 from training import checkpoint
 from training.build import Job
 from training.protocols import RoundPlan, load_protocol
+from utils.devices import send
 from utils.errors import UsageError
 from utils.influence.trajectory import Step, StepAdjoint
 from workers.derivatives import Derivatives, piece_size
@@ -220,7 +221,7 @@ class RecordedRun:
             return seen.inputs
 
         def of(ids_n: Tensor) -> tuple[Tensor, Tensor]:
-            ids_n = ids_n.to(self.fleet.device)
+            ids_n = send(ids_n, self.fleet.device)
             pieces = ids_n.split(piece_size(samples))
             return torch.cat(self.fleet.engine.map(of_piece, pieces)), samples.labels_n[ids_n]
 

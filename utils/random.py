@@ -43,8 +43,8 @@ def hash64(*keys: int | str | Tensor) -> Tensor:
             key = zlib.crc32(key.encode())
         if not isinstance(key, Tensor):
             key = torch.tensor(key, dtype=torch.int64)
-        if key.device != state.device and key.dim() > 0:
-            state = state.to(key.device)
+        if key.device != state.device and key.dim() > 0 and state.dim() > 0:
+            state = state.to(key.device)  # a single number goes wherever it is needed
         state = _finalize((state ^ key.to(torch.int64)) * 3 + _GOLDEN)
     return state
 

@@ -22,76 +22,23 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.nn.utils.rnn import pad_sequence
 
 from data.batches import PADDING, Samples
+from utils import devices
+from utils.devices import send
 from workers.engine import DEVICE_ERRORS, Engine
-from workers.row_layout import without_counters
+from workers.open_modules import opened
+from workers.step_graph import FixedBatch, record
 from workers.worker_vision import Batch, Fleet, cross_entropy
 
 PIECE = 128 * 3 * 32 * 32  # pixel values that are evaluated at once: the CNN's activations of more are 1.3 times
 LARGEST_PIECE = 500  # as slow a sample (freshly mapped memory), and those of fewer no faster
 
 
-class OpenBatchNorm(nn.Module):
-    """BatchNorm whose running statistics are inputs and outputs instead of hidden state.
-
-    Training: normalizes as usual, updates nothing, and leaves the batch's (mean, unbiased variance) in
-    ``batch_statistics``. Evaluation: normalizes by the running statistics, differentiably (PyTorch's own
-    kernel treats them as constants).
-    """
-
-    def __init__(self, original: nn.modules.batchnorm._BatchNorm):
-        super().__init__()
-        self.weight, self.bias, self.eps = original.weight, original.bias, original.eps
-        self.register_buffer("running_mean", original.running_mean)
-        self.register_buffer("running_var", original.running_var)
-        self.batch_statistics: tuple[Tensor, Tensor] | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        shape = (1, -1) + (1,) * (x.dim() - 2)
-        if not self.training:
-            mean, variance = self.running_mean, self.running_var
-        else:  # from plain operations: the forward-mode rule of F.batch_norm takes its statistics for constants
-            dims = [d for d in range(x.dim()) if d != 1]
-            wide = x if x.dtype == torch.float64 else x.float()
-            variance, mean = torch.var_mean(wide, dims, correction=0)
-            count = x.numel() // x.shape[1]
-            self.batch_statistics = (mean, variance * (count / (count - 1)))
-        scale = (variance + self.eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight
-        shift = -mean * scale if self.bias is None else self.bias - mean * scale
-        return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
-
-
-class OpenConv2d(nn.Conv2d):
-    """A convolution that knows when its input has no tangent, as images have none: PyTorch's rule would
-    convolve zeros, and lose the memory layout over it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight, weight_tangent = forward_ad.unpack_dual(self.weight)
-        if weight_tangent is None or forward_ad.unpack_dual(x).tangent is not None:
-            return super().forward(x)
-        bias, bias_tangent = (None, None) if self.bias is None else forward_ad.unpack_dual(self.bias)
-        tangent = self._conv_forward(x, weight_tangent, bias_tangent)
-        return forward_ad.make_dual(self._conv_forward(x, weight, bias), tangent)
-
-
-def opened(model: nn.Module, vmapped: bool = False) -> nn.Module:
-    """A copy of the network with the Open modules in place of PyTorch's (same names)."""
-    model = without_counters(copy.deepcopy(model)).to("meta")
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.Conv2d and not vmapped:  # vmap cannot look at tangents
-            module.__class__ = OpenConv2d
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            path, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(path), leaf, OpenBatchNorm(module))
-    return model
-
-
 def piece_size(samples: Samples) -> int:
     """Samples that are evaluated at once."""
-    if samples.labels_n.is_cuda:
+    if devices.is_accelerator(samples.labels_n.device):
         return LARGEST_PIECE
     return max(1, min(LARGEST_PIECE, PIECE // samples.images_nCHW[0].numel()))
 
@@ -116,6 +63,7 @@ class Derivatives:
         self._statistics = [e for e in self.layout.buffers if e.name in rates]
         self._rates = [rates[e.name] for e in self._statistics]
         self._product: Callable | None = None  # chosen at the first step_adjoint
+        self._graph: AdjointGraph | None = None
 
     # ---- the network as a function ----------------------------------------------------------------
 
@@ -190,7 +138,7 @@ class Derivatives:
             if not first:
                 gradient_nD = torch.zeros_like(rows_nD)
             for piece in pieces:
-                images, labels_B = samples.plain(piece.to(samples.labels_n.device))
+                images, labels_B = samples.plain(send(piece, samples.labels_n.device))
                 logits_nBC, _ = self._logits(leaves, images.expand(len(chunk), *images.shape), train=False)
                 loss_n = cross_entropy(logits_nBC, labels_B.expand(len(chunk), -1)).sum(1)
                 self._pack(torch.autograd.grad(loss_n.sum(), leaves, materialize_grads=True), gradient_nD)
@@ -217,8 +165,10 @@ class Derivatives:
         A directional derivative: one forward-mode pass gives it for a whole batch.
         """
         batch_size = batch_size or piece_size(samples)
-        products_n = torch.zeros(len(samples.labels_n), dtype=rows_ND.dtype, device=rows_ND.device)
-        shards_NL = nn.utils.rnn.pad_sequence(shards, batch_first=True, padding_value=PADDING).to(rows_ND.device)
+        count = len(samples.labels_n)
+        products_n = torch.zeros(count + 1, dtype=rows_ND.dtype, device=rows_ND.device)  # the last one for padding
+        shards_NL = pad_sequence(shards, batch_first=True, padding_value=PADDING)
+        shards_NL = send(shards_NL, rows_ND.device)
 
         def run(chunk: list[int]) -> None:
             part = slice(chunk[0], chunk[-1] + 1)
@@ -229,19 +179,18 @@ class Derivatives:
                 images, labels_nB = samples.plain(ids_nB.clamp(min=0))
                 logits_nBC, _ = self._logits(duals, images, train=False)
                 tangent_nB = forward_ad.unpack_dual(cross_entropy(logits_nBC, labels_nB)).tangent
-                real_nB = ids_nB != PADDING
-                products_n[ids_nB[real_nB]] = tangent_nB[real_nB].to(products_n.dtype)
+                products_n[torch.where(ids_nB == PADDING, count, ids_nB)] = tangent_nB.to(products_n.dtype)
 
         # One dual level entered outside the pool serves all threads; each thread entering its own does not.
         with torch.no_grad(), forward_ad.dual_level():
             self.engine.map(torch.no_grad()(run), self.engine.chunks(range(len(rows_ND))))
-        return products_n
+        return products_n[:count]
 
     def shard_gradient(self, rows_ND: Tensor, samples: Samples, shards: list[Tensor]) -> Tensor:
         """The sum of grad loss_i(rows_j) over the samples i of shard j, in evaluation mode: [N, P]."""
         batch_size = piece_size(samples)
         result_ND = torch.zeros_like(rows_ND)
-        shards_NL = nn.utils.rnn.pad_sequence(shards, batch_first=True, padding_value=PADDING).to(rows_ND.device)
+        shards_NL = send(pad_sequence(shards, batch_first=True, padding_value=PADDING), rows_ND.device)
 
         def run(chunk: list[int]) -> None:
             part = slice(chunk[0], chunk[-1] + 1)
@@ -273,6 +222,12 @@ class Derivatives:
         """
         ids_NB = self.fleet.batches.ids(steps_N)
         P = self.layout.P
+        if self.engine.name == "graph" and workers is None:
+            batch = self.fleet.batch(list(range(len(rows_ND))), ids_NB, steps_N)
+            self._product = self._product or self._trusted(rows_ND[:1], batch)
+            self._graph = self._graph or AdjointGraph(self, rows_ND, batch)
+            ids_NB = send(ids_NB, rows_ND.device)
+            return *self._graph(rows_ND, rho_NP, statistics_NS, batch), ids_NB
         result_ND = self.layout.unfilled(rows_ND)  # the chunks fill it
         if workers is not None:
             result_ND[:, :P] = 0.0
@@ -286,24 +241,31 @@ class Derivatives:
         def run(chunk: list[int]) -> None:
             contiguous = chunk[-1] - chunk[0] + 1 == len(chunk)
             part = slice(chunk[0], chunk[-1] + 1) if contiguous else chunk
-            batch, adjoint_nS = self.fleet.batch(chunk, ids_NB, steps_N), statistics_NS[part]
-            down, products_nB = self._product(rows_ND[part], rho_NP[part], adjoint_nS, batch)
-            back_nD = result_ND[part]
-            rows = back_nD if self.engine.name == "vmap" else back_nD[0]
-            for entry, gradient in zip(self.layout.parameters, down, strict=True):
-                entry.view(rows).copy_(gradient)
-            back_nD[:, P:] = adjoint_nS
-            for entry, rate in zip(self._statistics, self._rates, strict=True):
-                back_nD.narrow(1, entry.offset, entry.numel).mul_(1 - rate)
+            batch, back_nD = self.fleet.batch(chunk, ids_NB, steps_N), result_ND[part]
+            products_nB = self._adjoint(rows_ND[part], rho_NP[part], statistics_NS[part], batch, back_nD)
             if not contiguous:
                 result_ND[chunk] = back_nD
-            products_NB[chunk, : products_nB.shape[1]] = products_nB.to(products_NB.dtype)
+            products_NB[part, : products_nB.shape[1]] = products_nB.to(products_NB.dtype)
             stepped_N[chunk] = True
 
         with forward_ad.dual_level():
             self.engine.map(run, chunks)
         ids_NB = ids_NB.masked_fill(~stepped_N[:, None], PADDING)
-        return result_ND, products_NB, ids_NB.to(rows_ND.device)
+        return result_ND, products_NB, send(ids_NB, rows_ND.device)
+
+    def _adjoint(
+        self, rows_nD: Tensor, rho_nP: Tensor, statistics_nS: Tensor, batch: Batch, back_nD: Tensor
+    ) -> Tensor:
+        """A chunk's transposed derivative into ``back_nD``; returns its products [n, B]. A dual level has to be
+        entered."""
+        down, products_nB = self._product(rows_nD, rho_nP, statistics_nS, batch)
+        rows = back_nD if self.engine.name == "vmap" else back_nD[0]
+        for entry, gradient in zip(self.layout.parameters, down, strict=True):
+            entry.view(rows).copy_(gradient)
+        back_nD[:, self.layout.P :] = statistics_nS
+        for entry, rate in zip(self._statistics, self._rates, strict=True):
+            back_nD.narrow(1, entry.offset, entry.numel).mul_(1 - rate)
+        return products_nB
 
     def _by_forward_mode(
         self, rows_nD: Tensor, rho_nP: Tensor, statistics_nS: Tensor, batch: Batch
@@ -364,3 +326,37 @@ class Derivatives:
             return self._by_double_backward
         error = (results[0] - results[1]).norm() / results[1].norm()
         return self._by_forward_mode if error < 1e-6 else self._by_double_backward
+
+
+class AdjointGraph:
+    """The transposed derivative of a step of all rows, recorded once: for cascade what :class:`StepGraph` is for
+    training. What it returns is overwritten by the next call."""
+
+    def __init__(self, derivatives: Derivatives, rows_ND: Tensor, batch: Batch):
+        self._derivatives = derivatives
+        self._rows_ND, self._back_ND = (derivatives.layout.unfilled(rows_ND) for _ in range(2))
+        P = derivatives.layout.P
+        self._rho_NP, self._statistics_NS = torch.zeros_like(rows_ND).tensor_split([P], 1)
+        self._products_NB = torch.zeros(batch.labels.shape, dtype=rows_ND.dtype, device=rows_ND.device)
+        sizes = derivatives.fleet.per_row(derivatives.fleet.batches.sizes_N).tolist()
+        self._batch = FixedBatch(sizes, batch)
+        self._rows_ND.copy_(rows_ND)
+        with forward_ad.dual_level():
+            self._replay = record(rows_ND.device, len(rows_ND), self._row, self._row)
+
+    def __call__(
+        self, rows_ND: Tensor, rho_NP: Tensor, statistics_NS: Tensor, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        self._rows_ND.copy_(rows_ND)
+        self._rho_NP.copy_(rho_NP)
+        self._statistics_NS.copy_(statistics_NS)
+        self._batch.put(batch)
+        with forward_ad.dual_level():
+            self._replay()
+        return self._back_ND, self._products_NB
+
+    def _row(self, row: int) -> None:
+        part, batch = slice(row, row + 1), self._batch.row(row)
+        arguments = (tensor[part] for tensor in (self._rows_ND, self._rho_NP, self._statistics_NS))
+        products_1B = self._derivatives._adjoint(*arguments, batch, self._back_ND[part])
+        self._products_NB[part, : products_1B.shape[1]] = products_1B

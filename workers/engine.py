@@ -28,24 +28,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from utils import devices
 from utils.errors import UsageError
-from workers.row_layout import RowLayout, without_counters
+from workers.row_layout import GPU_ALIGNMENT, RowLayout, without_counters
 
 R = TypeVar("R")
 
 VMAP_CHUNK = 128  # workers; measured on the 64-64-10 MLP: 64 to 128 keep a chunk's rows in the cache
+GPU_VMAP_CHUNK = 1024  # there is no cache to keep them in, and every chunk is launched anew
 # Errors of the machine, not of the network: out of memory, and whatever leaves a GPU in an unknown state.
 DEVICE_ERRORS = tuple(getattr(torch, n) for n in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, n))
 KEPT = 64  # mixing matrices a GPU keeps: the period of any topology but a large one-peer graph
 ENGINES = ("auto", "measure", "threads", "loop", "vmap", "graph")
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on ``device``, without waiting for it: from pinned memory, a GPU takes it when it gets
-    there."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 @dataclass
@@ -53,7 +47,7 @@ class Engine:
     """An execution strategy for one network.
 
     ``name``: 'threads', 'loop', 'vmap' or 'graph'. ``threads``: Python threads that run chunks.
-    ``autocast``: dtype of mixed precision (bfloat16) or None.
+    ``autocast``: dtype of mixed precision (bfloat16) or None. ``batched``: most workers of a chunk of 'vmap'.
     """
 
     model: nn.Module
@@ -61,6 +55,7 @@ class Engine:
     name: str = "threads"
     threads: int = 1
     autocast: torch.dtype | None = None
+    batched: int = VMAP_CHUNK
     local: threading.local = field(default_factory=threading.local, repr=False)
     _pool: ThreadPoolExecutor | None = field(default=None, repr=False)
     _kept: dict[Hashable, tuple] = field(default_factory=dict, repr=False)
@@ -70,11 +65,26 @@ class Engine:
             raise UsageError(f"unknown engine '{self.name}'. Choose from: {', '.join(ENGINES)}.")
         # Parameters are handed in at every call, so the modules need no memory of their own.
         self._template = without_counters(copy.deepcopy(self.model)).to("meta")
-        self.workers_a_chunk = VMAP_CHUNK if self.name == "vmap" else 1
+        self.workers_a_chunk = self.batched if self.name == "vmap" else 1
         if self.name in ("loop", "graph"):
             self.threads = 1
         if self.threads > 1:
             self._pool = ThreadPoolExecutor(self.threads, "worker", initializer=torch.set_num_threads, initargs=(1,))
+
+    @classmethod
+    def on(
+        cls,
+        device: torch.device,
+        model: nn.Module,
+        name: str,
+        threads: int,
+        channels_last: bool,
+        autocast: torch.dtype | None = None,
+    ) -> Engine:
+        """The engine of that name as it suits a device."""
+        if devices.is_accelerator(device):
+            return cls(model, RowLayout(model, channels_last, GPU_ALIGNMENT), name, threads, autocast, GPU_VMAP_CHUNK)
+        return cls(model, RowLayout(model, channels_last), name, threads, autocast)
 
     def kept(self, key: Hashable, source: object, compute: Callable[[], R]) -> R:
         """``compute()``, kept under a key for as long as ``source``, whose identity is part of the key, is: what a

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
 
+from utils import devices
 from utils.errors import UsageError, choose
 from utils.random import derive_seed, permutations
 from workers.engine import Engine
@@ -97,7 +98,7 @@ def clipped(
 
     ``radius``: tau_i; default :func:`clipping_radius` of the neighbours' distances. Infinity is the mean.
     """
-    distances = [_distance(own_D, row_D) for row_D in neighbours]
+    distances = _distances(own_D, neighbours)
     if radius is None:
         radius = clipping_radius(distances, weights)
     shares = [1.0 if s <= radius else radius / s for s in distances]
@@ -136,33 +137,36 @@ COORDINATEWISE = ("median", "trimmed_mean")  # symmetric in the rows: the own ro
 
 def _combine(target_D: Tensor, rows: Sequence[Tensor], weights: Sequence[float]) -> None:
     """``target_D = sum_l weights[l] * rows[l]``, left to right, block by block."""
-    for start in range(0, len(target_D), CACHED // 4):
-        block = slice(start, start + CACHED // 4)
+    for block in _blocks(target_D, CACHED // 4):
         out = torch.mul(rows[0][block], weights[0], out=target_D[block])
         for row_D, weight in zip(rows[1:], weights[1:], strict=True):
             out.add_(row_D[block], alpha=weight)
 
 
-def _distance(a_D: Tensor, b_D: Tensor) -> float:
-    """Euclidean distance, block by block; infinite where it overflows."""
-    square = 0.0
-    for start in range(0, len(a_D), CACHED):
-        block = slice(start, start + CACHED)
-        square += float(F.mse_loss(a_D[block], b_D[block], reduction="sum"))
-    return math.sqrt(square)
+def _distances(own_D: Tensor, rows: Sequence[Tensor]) -> list[float]:
+    """Euclidean distances to the own row, block by block; infinite where they overflow."""
+    squares = [F.mse_loss(own_D[b], x_D[b], reduction="sum") for x_D in rows for b in _blocks(own_D, CACHED)]
+    if not squares:
+        return []
+    return [math.sqrt(sum(parts)) for parts in torch.stack(squares).view(len(rows), -1).tolist()]  # one look
 
 
 def _middle(target_D: Tensor, rows: list[Tensor], trim: int) -> None:
     """Coordinate-wise mean of the rows without the ``trim`` smallest and largest values."""
     count = len(rows)
-    block = max(1, CACHED // count)
-    for start in range(0, len(target_D), block):
-        out = target_D[start : start + block]
-        ordered = _ascending([row_D[start : start + block] for row_D in rows])
+    for block in _blocks(target_D, max(1, CACHED // count)):
+        out = target_D[block]
+        ordered = _ascending([row_D[block] for row_D in rows])
         out.copy_(ordered[trim])
         for row in ordered[trim + 1 : count - trim]:
             out.add_(row)
         out.div_(count - 2 * trim)
+
+
+def _blocks(row_D: Tensor, size: int) -> list[slice]:
+    """So many floats of a row at a time, which stay in a CPU's cache; all of them on an accelerator."""
+    size = len(row_D) if devices.is_accelerator(row_D.device) else size
+    return [slice(start, start + size) for start in range(0, len(row_D), max(1, size))]
 
 
 def _ascending(rows: list[Tensor]) -> Sequence[Tensor]:
@@ -237,8 +241,7 @@ def robust_mix(
     heard = sorted({sender for link in links for sender in link})
     received = {sender: sent[sender] if sender in sent else has(sender) for sender in heard}
     if rule != "mean":
-        checked = engine.map(lambda sender: _checked(engine, received[sender]), heard)
-        received = {sender: row_D for sender, row_D in zip(heard, checked, strict=True) if row_D is not None}
+        received = _checked(engine, received)
     P, width = engine.layout.P, target_nD.shape[1]
     parts = [part for part in (slice(0, P), slice(P, width)) if part.start < width]
 
@@ -270,18 +273,27 @@ def _links(matrix: sparse.csr_array, receiver: int) -> dict[int, float]:
     return {j: w for j, w in zip(senders, weights, strict=True) if j != receiver}
 
 
-def _checked(engine: Engine, row_D: Tensor) -> Tensor | None:
-    """A received row without impossible values; None if it is not finite."""
-    if not bool(row_D.isfinite().all()):
-        return None
-    if len(row_D) < engine.layout.D:  # momentum
-        return row_D
-    variances = [e for e in engine.layout.buffers if e.name.endswith("running_var")]
-    if any(bool((e.view(row_D) < 0).any()) for e in variances):
-        row_D = row_D.clone()
-        for entry in variances:
-            entry.view(row_D).clamp_(min=0)
-    return row_D
+def _checked(engine: Engine, received: dict[int, Tensor]) -> dict[int, Tensor]:
+    """The received rows that are finite, without impossible values. All are looked at before the host waits."""
+    layout = engine.layout
+    variances = [e for e in layout.buffers if e.name.endswith("running_var")]
+
+    def look(row_D: Tensor) -> Tensor:
+        parts = [e.view(row_D) for e in variances] if len(row_D) == layout.D else []  # else momentum
+        return torch.stack([row_D.isfinite().all(), *((v < 0).any() for v in parts)])
+
+    if not received:
+        return {}
+    looks = torch.stack(engine.map(look, list(received.values()))).tolist()
+    result = {}
+    for (sender, row_D), (finite, *negative) in zip(received.items(), looks, strict=True):
+        if finite and any(negative):
+            row_D = row_D.clone()
+            for entry in variances:
+                entry.view(row_D).clamp_(min=0)
+        if finite:
+            result[sender] = row_D
+    return result
 
 
 # ---- bad workers ---------------------------------------------------------------------------------

@@ -91,6 +91,30 @@ def _on_branches(device: torch.device, streams: Streams, rows: range, step: Call
         own.wait_stream(stream)
 
 
+class FixedBatch:
+    """The batch of all rows, always in the same memory, where graphs read it. ``sizes``: samples of each row."""
+
+    def __init__(self, sizes: list[int], batch: Batch):
+        self._sizes, self._batch = sizes, batch
+
+    def put(self, batch: Batch) -> None:
+        """The next batch, in the place of the one before."""
+        for field in dataclasses.fields(batch):
+            getattr(self._batch, field.name).copy_(getattr(batch, field.name))
+
+    def row(self, row: int) -> Batch:
+        """A row's part of it, without its padding."""
+        whole, size, part = self._batch, self._sizes[row], slice(row, row + 1)
+        return dataclasses.replace(
+            whole,
+            images=whole.images[part, :size],
+            labels=whole.labels[part, :size],
+            weights=whole.weights[part, :size],
+            sizes=whole.sizes[part],
+            ids=whole.ids[part, :size],
+        )
+
+
 class StepGraph:
     """``StepGraph(fleet)(fleet, batch, lr)`` is one SGD step of all rows of that fleet; the losses [R] before it.
 
@@ -104,17 +128,16 @@ class StepGraph:
         # A tensor, since a number would be baked into the graph.
         dtype = torch.float32 if fleet.device.type == "cuda" else torch.float64
         self._lr = torch.zeros((), dtype=dtype, device=fleet.device)
-        self._batch: Batch | None = None
+        self._batch: FixedBatch | None = None
         self._recorded: dict[tuple[int, int], tuple[Callable[[], None], Tensor, Tensor]] = {}
 
     def __call__(self, fleet: Fleet, batch: Batch, lr: float) -> Tensor:
         """One step; the graphs read and write the fleet's matrices where they lie now."""
         self._lr.fill_(lr)
         if self._batch is None:
-            self._batch = batch
+            self._batch = FixedBatch(self._sizes, batch)
         else:
-            for field in dataclasses.fields(batch):
-                getattr(self._batch, field.name).copy_(getattr(batch, field.name))
+            self._batch.put(batch)
         matrices = fleet.rows_RD, fleet.momentum_RP
         where = matrices[0].data_ptr(), matrices[1].data_ptr()
         if where not in self._recorded:
@@ -132,7 +155,7 @@ class StepGraph:
         )
 
     def _step_row(self, fleet: Fleet, row: int) -> None:
-        fleet.train_chunk([row], self._part(row), self._lr, self._losses_R)
+        fleet.train_chunk([row], self._batch.row(row), self._lr, self._losses_R)
 
     def _rehearse_row(self, fleet: Fleet, row: int) -> None:
         """The step of one row, undone."""
@@ -141,15 +164,3 @@ class StepGraph:
         self._step_row(fleet, row)
         rows_D.copy_(before_D)
         momentum_P.copy_(before_P)
-
-    def _part(self, row: int) -> Batch:
-        """A row's part of the fixed batch, without its padding."""
-        whole, size, part = self._batch, self._sizes[row], slice(row, row + 1)
-        return dataclasses.replace(
-            whole,
-            images=whole.images[part, :size],
-            labels=whole.labels[part, :size],
-            weights=whole.weights[part, :size],
-            sizes=whole.sizes[part],
-            ids=whole.ids[part, :size],
-        )

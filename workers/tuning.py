@@ -18,7 +18,6 @@ from torch import nn
 from data.batches import Batches, Samples
 from utils.errors import UsageError
 from workers.engine import DEVICE_ERRORS, Engine
-from workers.row_layout import GPU_ALIGNMENT, RowLayout
 from workers.worker_vision import Fleet
 
 # Linear layers of all workers as one batched product: measured on MLPs of 5 thousand to 2 million parameters and
@@ -157,11 +156,10 @@ def trial_fleet(
     """A part of the fleet: 2 workers a thread where each is a chunk of its own, up to 128 where they are batched, up
     to 64 on a GPU."""
     name, channels_last = candidate
-    layout = RowLayout(model, channels_last, GPU_ALIGNMENT if device.type == "cuda" else 1)
-    engine = Engine(model, layout, name, threads, autocast)
-    row_D = torch.zeros(layout.D, dtype=samples.dtype)
-    layout.write(model, row_D)
-    trial = dataclasses.replace(samples, channels_last=channels_last).to(device)
+    engine = Engine.on(device, model, name, threads, channels_last, autocast)
+    row_D = torch.zeros(engine.layout.D, dtype=samples.dtype)
+    engine.layout.write(model, row_D)
+    trial = dataclasses.replace(samples, channels_last=channels_last).to(device)  # no copy where it is there already
     rows = GPU_TRIAL_ROWS if device.type == "cuda" else TRIAL_ROWS if name == "vmap" else 2 * threads
     rows = min(rows, len(batches.lengths_N))
     part = Batches(batches.shards[:rows], batches.batch_size, batches.seed)

@@ -23,8 +23,10 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from data.batches import PADDING, Batches, Samples, augmentation_keys
+from utils import devices
+from utils.devices import send
 from utils.errors import UsageError
-from workers.engine import Engine, send
+from workers.engine import Engine
 from workers.mixing import mix_rows, without_workers
 from workers.robust import Byzantine, robust_mix, sent_rows
 from workers.step_graph import StepGraph
@@ -311,7 +313,7 @@ class Fleet:
                 if worker not in left_out:
                     total_D[columns].add_(x_D[columns])
 
-        step = COLUMNS if self.device.type == "cpu" else self.layout.D
+        step = self.layout.D if devices.is_accelerator(self.device) else COLUMNS
         self.engine.map(add, [slice(i, i + step) for i in range(0, self.layout.D, step)])
 
     def consensus_distance(self) -> Tensor:
@@ -374,11 +376,12 @@ def _evaluate(
 
     Every (chunk of rows, batch of samples) is a task of its own, so that a single row uses all threads.
     """
-    batch_size = batch_size or (EVALUATION_BATCH if rows_RD.device.type == "cpu" else GPU_EVALUATION_BATCH)
-    chunks, pieces = engine.chunks(range(len(rows_RD))), list(ids_n.split(batch_size))
+    batch_size = batch_size or (GPU_EVALUATION_BATCH if devices.is_accelerator(rows_RD.device) else EVALUATION_BATCH)
+    chunks = engine.chunks(range(len(rows_RD)))
+    pieces = list(send(ids_n, samples.labels_n.device).split(batch_size))
 
     def run(chunk: list[int], piece: Tensor) -> Tensor:
-        images, labels_B = samples.plain(piece.to(samples.labels_n.device))
+        images, labels_B = samples.plain(piece)
         rows_nD = rows_RD[chunk[0] : chunk[-1] + 1]
         leaves = [leaf.detach() for leaf in engine.leaves(rows_nD)]
         logits_nBC = engine.logits(leaves, rows_nD, images.expand(len(chunk), *images.shape), train=False)

@@ -29,8 +29,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from utils.devices import send
 from utils.errors import choose
-from workers.engine import send
 from workers.mixing import without_workers
 from workers.worker_vision import Fleet
 

@@ -47,6 +47,6 @@ def cascade(trajectory: Trajectory, target: str = "nodes", progress: Callable[[]
 
 
 def accumulate(scores_n: Tensor, ids_NB: Tensor, products_NB: Tensor) -> None:
-    """Add the products to their samples' scores; ids of -1 are padding."""
-    real_NB = ids_NB >= 0
-    scores_n.index_add_(0, ids_NB[real_NB], products_NB[real_NB].to(scores_n.dtype))
+    """Add the products to their samples' scores; ids of -1 are padding, which adds nothing to sample 0."""
+    products_NB = products_NB.to(scores_n.dtype).masked_fill(ids_NB < 0, 0.0)
+    scores_n.index_add_(0, ids_NB.clamp(min=0).flatten(), products_NB.flatten())

@@ -19,6 +19,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from utils.devices import send
 from utils.influence.trajectory import StepAdjoint, Trajectory
 
 
@@ -39,16 +40,12 @@ def transpose_mix(matrix: sparse.csr_array | None, adjoint_ND: Tensor) -> Tensor
     """W' times the adjoint; the adjoint itself where nothing was mixed."""
     if matrix is None:
         return adjoint_ND
+    device, dtype = adjoint_ND.device, adjoint_ND.dtype
     if matrix.shape[0] <= 64:
-        return torch.as_tensor(matrix.T.toarray(), dtype=adjoint_ND.dtype, device=adjoint_ND.device) @ adjoint_ND
+        return send(torch.as_tensor(matrix.T.toarray(), dtype=dtype), device) @ adjoint_ND
     transposed = matrix.T.tocsr()
-    operator = torch.sparse_csr_tensor(
-        torch.from_numpy(transposed.indptr),
-        torch.from_numpy(transposed.indices),
-        torch.from_numpy(transposed.data).to(adjoint_ND.dtype),
-        transposed.shape,
-    ).to(adjoint_ND.device)
-    return operator @ adjoint_ND
+    parts = transposed.indptr, transposed.indices, transposed.data.astype(str(dtype).removeprefix("torch."))
+    return torch.sparse_csr_tensor(*(send(torch.from_numpy(p), device) for p in parts), transposed.shape) @ adjoint_ND
 
 
 def momentum_adjoint(trajectory: Trajectory, t: int, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
