@@ -56,8 +56,7 @@ def trained(job: Job) -> dict[str, Tensor]:
 
 
 def same_on_both(compute: Callable[[Job], dict[str, Tensor]], **settings) -> Log:
-    """``compute(job)`` gives the same bits on the device and on a CPU that goes the way of devices (that this way and
-    the CPU's own lead to the same place is for :mod:`tests.test_workers`)."""
+    """``compute(job)`` gives the same bits on the device and on a CPU that goes the way of devices."""
     with mock.patch("utils.devices.is_accelerator", return_value=True):
         expected = compute(a_job("cpu", **settings))
     with stand_in() as log:

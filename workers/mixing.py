@@ -72,7 +72,8 @@ def mix_rows(
     local = matrix[receivers].tocsr() if len(receivers) < matrix.shape[0] else matrix
     place = local.indices if position_N is None else position_N[local.indices]
     accelerator = devices.is_accelerator(source_SD.device)
-    key = (id(matrix), len(receivers), receivers[0], None if position_N is None else position_N.tobytes())
+    where = b"" if position_N is None else position_N.tobytes()
+    key = (id(matrix), receivers.tobytes(), where, source_SD.shape[0], source_SD.dtype, source_SD.device)
     if accelerator and source_SD.shape[0] <= PRODUCT_ROWS:
         weights_nS = engine.kept(key, matrix, lambda: _dense(local, place, source_SD))
         torch.mm(weights_nS, source_SD, out=target_nD)
