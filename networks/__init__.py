@@ -75,7 +75,8 @@ def load_model(
     Raises UsageError: unknown name, impossible shape, weights that cannot be had, a damaged file.
     """
     if str(name).endswith(".safetensors"):
-        model, saved_classes, saved_shape = _read_trained(Path(name))
+        model, said = read_trained(name)
+        saved_classes, saved_shape = said["num_classes"], said["image_shape"]
         if num_classes not in (None, saved_classes):
             raise UsageError(f"{name} is a network for {saved_classes} classes, the data has {num_classes}.")
         if image_shape is not None and tuple(image_shape) != saved_shape:
@@ -157,7 +158,7 @@ def load_trained(path: str | Path) -> nn.Module:
 
     Nothing is unpickled. Raises UsageError if the file is missing, damaged or of another format.
     """
-    return _read_trained(Path(path))[0]
+    return read_trained(path)[0]
 
 
 def _check_shape(num_classes: int, image_shape: Sequence[int]) -> None:
@@ -220,8 +221,10 @@ def _load_pretrained(model: nn.Module, torchvision_name: str) -> None:
     model.load_state_dict(fitting, strict=False)
 
 
-def _read_trained(path: Path) -> tuple[nn.Module, int, tuple[int, int, int]]:
-    """(network in eval mode, number of classes, image shape) of a file of :func:`save_model`."""
+def read_trained(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a :func:`save_model` file in eval mode, and what the file says of it (``num_classes``,
+    ``image_shape`` and the notes that were given). Raises UsageError as :func:`load_trained` does."""
+    path = Path(path)
     if not path.is_file():
         raise UsageError(f"there is no model file {path}: give the path of a run's model.safetensors.")
     try:
@@ -244,4 +247,4 @@ def _read_trained(path: Path) -> tuple[nn.Module, int, tuple[int, int, int]]:
         raise UsageError(f"{path} does not fit the '{name}' that it says it holds: write it anew.") from error
     if unexpected or not all(_is_counter(key) for key in missing):
         raise UsageError(f"{path} does not fit the '{name}' that it says it holds: write it anew.")
-    return model.eval(), num_classes, image_shape
+    return model.eval(), metadata | {"num_classes": num_classes, "image_shape": image_shape}

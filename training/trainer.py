@@ -292,12 +292,10 @@ class Trainer:
         by_class_C = counts_CC.diag() / counts_CC.sum(1)
         summary["test_accuracy_by_class"] = dict(zip(names, by_class_C.tolist(), strict=True))
         write_confusion(self.run_dir, counts_CC.numpy(), names)
-        image_shape = tuple(job.dataset.images_nCHW.shape[1:])
-        save_model(
-            fleet.layout.state_dict(model_1D[0]),
-            self.run_dir / "model.safetensors",
-            model_metadata(self.config.model, job.dataset.num_classes, image_shape),
-        )
+        data = job.dataset
+        about = dict(mean=data.mean_C.tolist(), std=data.std_C.tolist(), class_names=list(names))
+        metadata = model_metadata(self.config.model, data.num_classes, data.images_nCHW.shape[1:], **about)
+        save_model(fleet.layout.state_dict(model_1D[0]), self.run_dir / "model.safetensors", metadata)
         write_json(self.run_dir / "summary.json", summary)
         if self._events is not None:
             self._events.close()
