@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse(Config, argv, __doc__)
         from training.build import find_device
-        from training.run import check_same_command, own_folders, run_folder, run_name, train_seeds
+        from training.run import check_same_command, own_folder, run_folder, run_name, train_seeds
         from workers import distributed
 
         distributed.join(find_device(config.device))
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         if distributed.started():
             check_same_command(config)  # but each may have its data elsewhere, so the first one names the folder
             config = dataclasses.replace(config, run_name=distributed.share_json(run_name(config)))
-        with own_folders(config, run_folder(config)):
+        with own_folder(run_folder(config)):
             summary, run_dirs = train_seeds(config)
             distributed.leave()
             if lead and config.plots:

@@ -33,11 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse(PruningConfig, argv, __doc__)
         from training.pruning import stage1_config, stage1_folder
-        from training.run import each_seed, own_folders
+        from training.run import each_seed, own_folder
 
         config = stage1_config(config)
         folder = stage1_folder(config)
-        with own_folders(config, folder):
+        with own_folder(folder):
             results = [run(one) for one in each_seed(config)]
             if len(results) > 1:
                 summarize(folder, results, config.plots)

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from federated.identity import PublicKey, read_allow_list
 from federated.nodes import Nodes
 from federated.rounds import DeployedFedAvg, configuration, execution
-from training.run import own_folders, prepare, run_folder
+from training.run import own_folder, prepare, run_folder
 from training.trainer import Trainer
 from utils.args import Config
 from utils.errors import UsageError
@@ -38,7 +38,7 @@ def serve(grid: Grid, context: Context) -> None:
     """The run that the flags describe, in a folder that no other process works in."""
     config = configuration(str(context.run_config["flags"]))
     config = dataclasses.replace(config, quiet=True, checkpoint_every=config.checkpoint_every or 1)
-    with own_folders(config, run_folder(config)):
+    with own_folder(run_folder(config)):
         train(grid, context, config)
 
 

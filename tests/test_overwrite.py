@@ -13,6 +13,8 @@ from command import arguments, load, prune, refused, summary, train
 
 import main
 import main_pruned
+from training.run import each_seed, own_folder
+from utils.args import Config, parse
 from utils.lock import locked
 
 
@@ -129,26 +131,20 @@ def test_equal_runs_leave_equal_models(tmp_path):
 
 
 def test_the_folders_of_the_seeds_are_locked_too(tmp_path, capsys):
-    name = ["--run_name", "run/seed-1"]
     with locked(tmp_path / "run" / "seed-1"):
-        line = refused(capsys, main.main(arguments(tmp_path, "--seeds", "2")))
-        assert "seed-1 is in use" in line
-        assert not (tmp_path / "run" / "seed-0").exists()  # found before anything was trained
+        assert "seed-1 is in use" in refused(capsys, main.main(arguments(tmp_path, "--seeds", "2")))
+    assert summary(tmp_path / "run" / "seed-0" / "stage1")  # what is finished stays
 
-    words = [*map(repr, arguments(tmp_path, *name))]
-    other = (  # another process, while the seeds are trained here
-        "import sys, main\n"
-        f"sys.exit(main.main([{', '.join(words)}]))\n"
-    )  # fmt: skip
-    from training.run import own_folders
-    from utils.args import Config, parse
-
-    config = parse(Config, arguments(tmp_path, "--seeds", "2"), "")
-    with own_folders(config, tmp_path / "run"):
+    words = ", ".join(map(repr, arguments(tmp_path, "--run_name", "run/seed-5", name="")))
+    other = f"import sys, main\nsys.exit(main.main([{words}]))\n"  # another process, while the seed is trained here
+    config = parse(Config, arguments(tmp_path, "--seeds", "1000000000", "--seed", "5"), "")
+    with own_folder(tmp_path / "run"):
+        seeds = each_seed(config)
+        next(seeds)
         done = subprocess.run([sys.executable, "-c", other], cwd=Path(main.__file__).parent, capture_output=True,
                               text=True, check=False)  # fmt: skip
+        seeds.close()
     assert done.returncode == 2 and "is in use by process" in done.stderr
-    assert not (tmp_path / "run").exists()
 
 
 def test_the_lock_neither_follows_links_nor_waits(tmp_path, capsys):

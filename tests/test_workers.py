@@ -171,6 +171,16 @@ def test_replicas_train_as_if_alone(engine):
         torch.testing.assert_close(together.rows_RD[4 * m : 4 * m + 4], alone.rows_RD, rtol=1e-10, atol=1e-12)
 
 
+def test_momentum_is_reset_of_those_who_are_here():
+    fleet = small_fleet(copy.deepcopy(NORMED))
+    fleet.momentum_RP.fill_(1.0)
+    fleet.owned = range(1, 4)  # as in one of several processes
+    fleet.reset_momentum([0])
+    assert (fleet.momentum_RP == 1).all()
+    fleet.reset_momentum([0, 2])
+    assert (fleet.momentum_RP[1] == 0).all() and (fleet.momentum_RP[[0, 2]] == 1).all()
+
+
 def test_a_module_holds_views_into_its_row():
     fleet = small_fleet("cnn")
     module = fleet.module(1, load_model("cnn", 4, (1, 8, 8)).double())

@@ -69,14 +69,9 @@ def run_folder(config: Config) -> Path:
 
 
 @contextlib.contextmanager
-def own_folders(config: Config, folder: Path) -> Iterator[None]:
-    """Nobody else works in ``folder``, or in that of one of its seeds, until the block ends; of several processes
-    the first one locks them."""
-    with contextlib.ExitStack() as stack:
-        if distributed.rank() == 0:
-            seeds = [run_folder(one) for one in each_seed(config)] if config.seeds > 1 else []
-            for one in (folder, *seeds):
-                stack.enter_context(locked(one))
+def own_folder(folder: Path) -> Iterator[None]:
+    """Nobody else works in the folder of a run until the block ends; of several processes the first one locks it."""
+    with locked(folder) if distributed.rank() == 0 else contextlib.nullcontext():
         yield
 
 
@@ -229,13 +224,16 @@ def recorded_execution(config: Config, run_dir: Path) -> Execution:
 
 
 def each_seed(config: Config) -> Iterator[Config]:
-    """The configuration of each of ``--seeds``, with a folder of its own where there are several."""
+    """The configuration of each of ``--seeds``, with a folder of its own where there are several: it belongs to this
+    process until the next one is asked for."""
     if config.seeds == 1:
         yield config
         return
     name = run_name(config)
     for seed in range(config.seed, config.seed + config.seeds):
-        yield dataclasses.replace(config, seed=seed, seeds=1, run_name=f"{name}/seed-{seed}")
+        one = dataclasses.replace(config, seed=seed, seeds=1, run_name=f"{name}/seed-{seed}")
+        with own_folder(run_folder(one)):
+            yield one
 
 
 def train_seeds(config: Config) -> tuple[dict[str, Any], list[Path]]:

@@ -286,7 +286,8 @@ class Fleet:
         if len(workers) == self.num_workers:
             self.momentum_RP.zero_()
         else:
-            self.momentum_RP.index_fill_(0, send(torch.tensor(self.rows_of(workers)), self.device), 0.0)
+            rows = torch.tensor(self.rows_of(workers), dtype=torch.int64)  # none, maybe, in one of several processes
+            self.momentum_RP.index_fill_(0, send(rows, self.device), 0.0)
 
     # ---- looking --------------------------------------------------------------------------------
 
