@@ -38,7 +38,7 @@ VMAP_CHUNK = 128  # workers; measured on the 64-64-10 MLP: 64 to 128 keep a chun
 GPU_VMAP_CHUNK = 1024  # there is no cache to keep them in, and every chunk is launched anew
 # Errors of the machine, not of the network: out of memory, and whatever leaves a GPU in an unknown state.
 DEVICE_ERRORS = tuple(getattr(torch, n) for n in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, n))
-KEPT = 64  # mixing matrices a GPU keeps: the period of any topology but a large one-peer graph
+KEPT = 64  # mixing matrices whose weights are kept: the period of any topology but a large one-peer graph
 ENGINES = ("auto", "measure", "threads", "loop", "vmap", "graph")
 
 
@@ -87,8 +87,8 @@ class Engine:
         return cls(model, RowLayout(model, channels_last), name, threads, autocast)
 
     def kept(self, key: Hashable, source: object, compute: Callable[[], R]) -> R:
-        """``compute()``, kept under a key for as long as ``source``, whose identity is part of the key, is: what a
-        GPU needs of a mixing matrix. The last few are kept."""
+        """``compute()``, kept under a key for as long as ``source``, whose identity is part of the key, is: what
+        gossip needs of a mixing matrix. The last few are kept."""
         found = self._kept.get(key)
         if found is None or found[0] is not source:
             if len(self._kept) >= KEPT:
