@@ -70,7 +70,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "device": ("", "tpu", "cuda:99", "cuda:x", "cuda:-1", "meta", "gpu"),
     "dtype": (*NAME, "bfloat16"),
     "seed": COUNT_OR_0,
-    "seeds": COUNT,
+    "seeds": (*COUNT, "10001", HUGE),
     "threads": COUNT,
     "engine": NAME,
     "protocol": (*NAME, "fedprox"),

@@ -137,7 +137,7 @@ def test_the_folders_of_the_seeds_are_locked_too(tmp_path, capsys):
 
     words = ", ".join(map(repr, arguments(tmp_path, "--run_name", "run/seed-5", name="")))
     other = f"import sys, main\nsys.exit(main.main([{words}]))\n"  # another process, while the seed is trained here
-    config = parse(Config, arguments(tmp_path, "--seeds", "1000000000", "--seed", "5"), "")
+    config = parse(Config, arguments(tmp_path, "--seeds", "10000", "--seed", "5"), "")
     with own_folder(tmp_path / "run"):
         seeds = each_seed(config)
         next(seeds)

@@ -74,6 +74,7 @@ def checks_only(monkeypatch):
     """main and main_pruned up to where they would load data."""
     summary = {"test_accuracy": 0.5, "test_accuracy_std": 0.0, "epochs": 1.0, "seconds": 1.0}
     monkeypatch.setattr("training.run.train_seeds", lambda config: (summary, []))
+    monkeypatch.setattr("training.run.each_seed", lambda config: [config])
     monkeypatch.setattr("main_pruned.run", lambda config: {})
 
 

@@ -29,6 +29,7 @@ FRACTION: Check = (lambda v: 0 < v < 1, "must be between 0 and 1, both excluded"
 BELOW_ONE: Check = (lambda v: 0 <= v < 1, "must be at least 0 and below 1")
 PIXELS: Check = (lambda v: 1 <= v <= 4096, "must be from 1 to 4096 pixels")
 SHARE: Check = (lambda v: 0 < v <= 1, "must be above 0 and at most 1")
+SEEDS: Check = (lambda v: 1 <= v <= 10_000, "must be from 1 to 10000")  # more are a mistake in typing, days later
 
 DATASET_NAMES = ("digits", "svhn", "cifar10", "cifar100", "tinyimagenet", "fashionmnist", "imagefolder")
 MODEL_NAMES = ("squeezenet", "shufflenet", "resnet18", "resnet34", "resnet50", "cnn", "cnn_smooth", "mlp", "mlp_smooth")
@@ -176,7 +177,7 @@ class Config:
         1,
         "machine",
         "run so many seeds (seed, seed + 1, ...) and report mean and deviation",
-        check=POSITIVE,
+        check=SEEDS,
         numeric=False,
     )
     deterministic: bool = flag(
