@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: PruningConfig) -> dict[str, Any]:
     """One seed; returns what its audit.json, sweep.json and comparison.json hold, by name."""
     from training.audit import audit, report
-    from training.pruning import check_stage2, compare, node_view, open_stage1, run_stage1, run_stage2, sweep
+    from training.comparison import prune
+    from training.pruning import check_stage2, node_view, open_stage1, run_stage1, stage2_dir, sweep
 
     if config.stage == 1:
         summary = run_stage1(config)
@@ -68,18 +69,19 @@ def run(config: PruningConfig) -> dict[str, Any]:
         for name, entry in results["sweep"]["methods"].items():
             pairs = zip(config.sweep, entry["test_accuracy"], strict=True)
             print(f"{name:8s} " + "  ".join(f"{share:g}: {accuracy:.4f}" for share, accuracy in pairs))
-    method, stage2_dir = config.prunes_by, None
+    method, run_dir = config.prunes_by, None
     if method:
-        summary, stage2_dir = run_stage2(stage1, method, config.train_ratio, reuse=bool(results))
-        record = results["comparison"] = compare(stage1, summary, method, config.train_ratio)
+        run_dir = stage2_dir(stage1.folder, method, config.train_ratio)
+        record = results["comparison"] = prune(stage1, method, config.train_ratio, reuse=bool(results))
         if method != "noprune":
             node_view(stage1, method)
-        print(
-            f"test accuracy {record['stage1']['test_accuracy']:.4f} in stage 1, {summary['test_accuracy']:.4f} in "
-            f"stage 2 ({method}, {record['ratio']:.0%} kept); {stage1.folder}"
-        )
+        before, after = (record[stage]["test_accuracy"] for stage in ("stage1", "stage2"))
+        what = f"({method}, {record['ratio']:.4g} kept)"
+        print(f"test accuracy {before:.4f} in stage 1, {after:.4f} in stage 2 {what}; {stage1.folder}")
+        if record["verdict"]:
+            print(record["verdict"])
     if config.plots:
-        draw(stage1, results, method, stage2_dir)
+        draw(stage1, results, method, run_dir)
     return results
 
 
@@ -95,8 +97,9 @@ def summarize(folder: Path, results: list[dict[str, Any]], plots: bool) -> None:
                 plot_sweep(folder, folder / "sweep.png")
 
 
-def draw(stage1: Stage1, results: dict[str, Any], method: str | None, stage2_dir: Path | None) -> None:
-    """All pictures of a pruning: from records, except the contact sheet, which needs the images."""
+def draw(stage1: Stage1, results: dict[str, Any], method: str | None, run_dir: Path | None) -> None:
+    """All pictures of a pruning (``run_dir``: stage 2), from records; the contact sheet needs the images too."""
+    from training.comparison import comparison_name
     from visualization import influence_plots as plots
     from visualization.plot_utils import plot_run
 
@@ -106,10 +109,10 @@ def draw(stage1: Stage1, results: dict[str, Any], method: str | None, stage2_dir
         plots.plot_audit(folder, folder / "audit.png")
     if "sweep" in results:
         plots.plot_sweep(folder, folder / "sweep.png")
-    if stage2_dir is None:
+    if run_dir is None:
         return
-    plot_run(stage2_dir)
-    plots.plot_comparison(stage1.run_dir, stage2_dir, folder / "comparison.png")
+    plot_run(run_dir)
+    plots.plot_comparison(stage1.run_dir, run_dir, folder / f"{comparison_name(run_dir)}.png")
     if method == "noprune":
         return
     scores_n, path = stage1.scores(method)

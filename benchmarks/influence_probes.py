@@ -32,6 +32,7 @@ from utils.influence.delete import delete
 from utils.influence.dice import dice, direction, scored_steps, states_from
 from utils.influence.last_layer import last_layer_influence
 from utils.influence.targets import objective
+from utils.progress import Progress, ignored
 from workers.derivatives import piece_size
 from workers.engine import Engine
 from workers.row_layout import RowLayout
@@ -117,7 +118,7 @@ class Kept:
         """Rows before each of these steps."""
         return ((t, self.states[t]) for t in steps)
 
-    def backwards(self, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+    def backwards(self, first: int = 0, progress: Progress = ignored) -> Iterator[tuple[int, Tensor]]:
         """Rows before step t for t = T-1 .. first."""
         return ((t, self.states[t]) for t in reversed(range(first, self.num_steps)))
 

@@ -13,7 +13,8 @@ from tests.stand_in import Log, stand_in, unlogged
 from training.build import Job
 from training.protocols import load_protocol
 from training.trainer import mean_loss
-from workers.worker_vision import Fleet, predictions
+from workers.evaluation import predictions
+from workers.worker_vision import Fleet
 
 
 def a_job(device: str, **settings) -> Job:

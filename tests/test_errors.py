@@ -286,11 +286,11 @@ def test_paths_that_are_not_utf8_are_legitimate():
 @pytest.mark.parametrize("command", ["main", "main_pruned"])
 def test_a_path_that_is_not_utf8_can_be_printed(command, monkeypatch, capsys):
     done = {"test_accuracy": 0.5, "epochs": 1, "seconds": 1}
+    record = {"stage1": done, "stage2": done, "ratio": 1.0, "verdict": None}
     stage1 = SimpleNamespace(folder=Path("caf\udce9", "run"))
     monkeypatch.setattr("training.run.train_seeds", lambda _: (done, []))
     monkeypatch.setattr("training.pruning.open_stage1", lambda _: stage1)
-    monkeypatch.setattr("training.pruning.run_stage2", lambda *_, **__: (done, stage1.folder))
-    monkeypatch.setattr("training.pruning.compare", lambda *_: {"stage1": done, "ratio": 1.0})
+    monkeypatch.setattr("training.comparison.prune", lambda *_, **__: record)
     flags = ["--pruning_algorithm", "noprune"] if command == "main_pruned" else []
     monkeypatch.setattr(sys, "argv", arguments(Path("caf\udce9"), *flags))
     sys.argv.insert(0, command)

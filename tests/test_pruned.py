@@ -52,8 +52,10 @@ def test_the_command_alone_trains_stage_1_first_and_says_so(tmp_path, capsys):
 def test_every_method_end_to_end(copy, method):
     stage1 = copy / "run" / "stage1"
     before = stamps(stage1)
-    folder = prune(copy, "--pruning_algorithm", method, "--train_ratio", "0.5")
-    assert stamps(stage1) == before  # trained once, reused
+    drawn = ("--plots",) if method == "dice" else ()  # its table is made for the plot
+    folder = prune(copy, "--pruning_algorithm", method, "--train_ratio", "0.5", *drawn)
+    after = stamps(stage1)
+    assert {path: after[path] for path in before} == before  # trained once, reused
 
     stage2 = folder / ("stage2_noprune" if method == "noprune" else f"stage2_{method}_0.5")
     record = command.load(folder / "comparison.json")
@@ -63,6 +65,16 @@ def test_every_method_end_to_end(copy, method):
         assert record[one] == command.load(run_dir / "summary.json")
     for key in ("test_accuracy", "test_loss"):
         assert record["difference"][key] == record["stage2"][key] - record["stage1"][key]
+    assert record == command.load(folder / f"{stage2.name.replace('stage2', 'comparison')}.json")
+    control = folder / "stage2_random_0.5"
+    assert record["over_stage1"][0] == pytest.approx(record["difference"]["test_accuracy"])
+    if method in ("noprune", "random"):
+        assert record["control"] is record["over_random"] is None and "random" not in record["verdict"]
+    else:  # as large in every worker, trained as long
+        assert record["control"] == command.load(control / "summary.json")
+        assert [len(s) for s in read_partition(control)] == [len(s) for s in read_partition(stage2)]
+        over = record["stage2"]["test_accuracy"] - record["control"]["test_accuracy"]
+        assert record["over_random"][0] == pytest.approx(over) and "random pruning of the same" in record["verdict"]
     assert record["stage2"]["rounds"] == record["stage1"]["rounds"]  # as many steps, on less data
 
     held, kept = read_partition(stage1), read_partition(stage2)
@@ -110,7 +122,7 @@ def test_stage_1_alone(tmp_path, capsys):
 
 def test_a_finished_stage_2_is_refused_resumed_or_replaced(copy, capsys):
     words = ("--pruning_algorithm", "random")
-    run_dir = copy / "run" / "stage2_random_0.6"
+    run_dir = copy / "run" / "stage2_random_0.95"
     line = refused(capsys, main_pruned.main(arguments(copy, *words)))
     assert "--resume" in line and "--overwrite" in line
     before, stage1 = stamps(run_dir), stamps(copy / "run" / "stage1")
@@ -133,7 +145,7 @@ def test_model_a_scores_and_model_b_is_stage_2(tmp_path):
         "dice",
     )
     models = [
-        command.load(folder / stage / "config.json")["config"]["model"] for stage in ("stage1", "stage2_dice_0.6")
+        command.load(folder / stage / "config.json")["config"]["model"] for stage in ("stage1", "stage2_dice_0.95")
     ]
     assert models == ["mlp_smooth", "mlp"]
 
@@ -219,7 +231,7 @@ def test_damaged_scores_of_other_settings_are_replaced_too(copy):
 def test_stage_2_under_other_settings_is_refused(copy, capsys):
     line = refused(capsys, main_pruned.main(arguments(copy, "--pruning_algorithm", "random", "--resume",
                                                       "--prune_scope", "global")))  # fmt: skip
-    assert "stage2_random_0.6" in line and "--overwrite" in line
+    assert "stage2_random_0.95" in line and "--overwrite" in line
 
 
 # ---- errors -----------------------------------------------------------------------------------------------
@@ -248,14 +260,14 @@ def test_stage1_dir(copy):
     before = stamps(copy / "run" / "stage1")
     prune(copy, "--pruning_algorithm", "dice", "--stage1_dir", str(copy / "run" / "stage1"), name="another")
     assert stamps(copy / "run" / "stage1") == before
-    assert (copy / "run" / "stage2_dice_0.6" / "summary.json").exists() and not (copy / "another").exists()
+    assert (copy / "run" / "stage2_dice_0.95" / "summary.json").exists() and not (copy / "another").exists()
 
 
 @pytest.mark.parametrize("flags", [("--lr", "0.01"), ("--seed", "9"), ("--model_A", "mlp_smooth"), ("--epochs", "3")])
 def test_stage_1_of_another_configuration_is_refused(copy, capsys, flags):
     line = refused(capsys, main_pruned.main(arguments(copy, "--pruning_algorithm", "dice", *flags)))
     assert ("--model" if "model" in flags[0] else flags[0]) in line
-    assert not (copy / "run" / "stage2_dice_0.6").exists()
+    assert not (copy / "run" / "stage2_dice_0.95").exists()
 
 
 def test_a_pruning_that_would_empty_a_worker_is_refused(copy, capsys):
@@ -381,4 +393,4 @@ def test_sweep(copy):
 def test_plots(copy):
     folder = prune(copy, "--pruning_algorithm", "dice", "--plots")
     assert (folder / "comparison.png").stat().st_size > 1000
-    assert list((folder / "stage2_dice_0.6" / "plots").glob("*.png"))
+    assert list((folder / "stage2_dice_0.95" / "plots").glob("*.png"))

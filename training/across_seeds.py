@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from training.comparison import verdict, write_comparison
+from training.pruning import stage2_dir
+from utils.influence.statistics import mean_interval
 from utils.records import write_json
 
 
@@ -24,13 +27,32 @@ def spread(values_S: Sequence[float | None]) -> dict[str, Any]:
 
 
 def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
-    """comparison.json over seeds; returns it as a line."""
-    columns = {f"{stage}_test_accuracy": [r[stage]["test_accuracy"] for r in records] for stage in ("stage1", "stage2")}
-    columns["difference"] = [r["difference"]["test_accuracy"] for r in records]
-    means = {name: spread(values) for name, values in columns.items()}
-    write_json(folder / "comparison.json", {"seeds": len(records), **means})
-    gain = means["difference"]
-    return f"stage 2 - stage 1 over {len(records)} seeds: {gain['mean']:+.4f} +- {gain['std']:.4f}; {folder}"
+    """The comparison over seeds; returns it as lines."""
+    method, ratio, S = records[0]["algorithm"], records[0]["ratio"], len(records)
+    stages = ("stage1", "stage2", "control")
+    accuracies = {name: [r[name] and r[name]["test_accuracy"] for r in records] for name in stages}
+    there = {name: values for name, values in accuracies.items() if None not in values}
+    over = {
+        name: mean_interval([a - b for a, b in zip(there["stage2"], there[name], strict=True)])
+        for name in ("stage1", "control")
+        if name in there
+    }
+    record = {
+        "seeds": S,
+        "algorithm": method,
+        "ratio": ratio,
+        **{f"{name}_test_accuracy": spread(there[name]) if name in there else None for name in accuracies},
+        "difference": spread([r["difference"]["test_accuracy"] for r in records]),
+        "over_stage1": over["stage1"],
+        "over_random": over.get("control"),
+        "verdict": verdict(method, over["stage1"], over.get("control"), f"over {S} seeds"),
+    }
+    write_comparison(folder, stage2_dir(folder, method, ratio), record)
+    means = ", ".join(
+        f"{record[f'{name}_test_accuracy']['mean']:.4f} +- {record[f'{name}_test_accuracy']['std']:.4f} {where}"
+        for name, where in (("stage1", "in stage 1"), ("stage2", f"in stage 2 ({method}, {ratio:.4g} kept)"))
+    )
+    return f"test accuracy over {S} seeds: {means}; {folder}\n{record['verdict']}"
 
 
 def summarize_sweeps(folder: Path, records: list[dict[str, Any]]) -> str:

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from training.pruning import Stage1
 from training.retrain import fleet_size, retrain, retrain_masks
 from utils.digest import digest_json, digest_tensors
 from utils.errors import UsageError
 from utils.influence.statistics import auroc, found_among_lowest, lds
+from utils.progress import bar
 from utils.random import permutations
 from utils.records import read_record, write_json
 
@@ -45,14 +45,10 @@ def actual_changes(stage1: Stage1, groups_Mg: Tensor) -> tuple[np.ndarray, float
     missing = torch.tensor([i for i in range(len(masks)) if i not in kept.values], dtype=torch.int64)
     memory = config.memory_gb * 1e9
     size = fleet_size(job, max(1, len(missing)), memory)
-    with tqdm(
-        total=-(-len(missing) // size) * stage1.run.rounds,
-        desc=f"audit: {len(missing)} retrainings",
-        unit="round",
-        disable=config.quiet or config.cluster is not None,
-    ) as bar:
+    total, quiet = -(-len(missing) // size) * stage1.run.rounds, config.quiet or config.cluster is not None
+    with bar(total, f"audit: {len(missing)} retrainings", "round", quiet) as ticks:
         for piece, values in retrain_masks(
-            stage1.recipe, job, masks[missing], config.target, memory, config.cluster, bar.update
+            stage1.recipe, job, masks[missing], config.target, memory, config.cluster, ticks.update
         ):
             kept.add(missing[piece].tolist(), values.double().tolist())
     values = np.array([kept.values[i] for i in range(len(masks))])

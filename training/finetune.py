@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from networks import head
 from training.build import Job
-from workers.worker_vision import Fleet, predictions
+from utils.progress import bar
+from workers.evaluation import predictions
+from workers.worker_vision import Fleet
 
 
 def finetune(job: Job, model_1D: Tensor) -> dict[str, Any]:
@@ -33,12 +34,14 @@ def finetune(job: Job, model_1D: Tensor) -> dict[str, Any]:
     moving_D = movable(job, fleet) if config.finetune_head else None
     steps_N = config.finetune * -(-job.batches.lengths_N // job.batches.sizes_N)
     total = int(steps_N.max())
-    for t in tqdm(range(total), desc=f"fine-tuning {config.num_workers} workers", unit="step", disable=config.quiet):
-        workers = (steps_N > t).nonzero()[:, 0].tolist()
-        lr = config.lr * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * t / total)).item())
-        fleet.step(torch.full_like(steps_N, t), lr, workers)
-        if moving_D is not None:
-            fleet.rows_RD[:, ~moving_D] = model_1D[:, ~moving_D]
+    with bar(total, f"fine-tuning {config.num_workers} workers", "step", config.quiet) as ticks:
+        for t in range(total):
+            workers = (steps_N > t).nonzero()[:, 0].tolist()
+            lr = config.lr * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * t / total)).item())
+            fleet.step(torch.full_like(steps_N, t), lr, workers)
+            if moving_D is not None:
+                fleet.rows_RD[:, ~moving_D] = model_1D[:, ~moving_D]
+            ticks.update()
     after_N = own_accuracy(job, fleet, mix_NC)
     return {
         "epochs": config.finetune,

@@ -37,8 +37,8 @@ def identity_of(config: Config, data: Mapping[str, Any], shards: Sequence[Tensor
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """The numeric settings that are not at their defaults, without paths: files count by their content."""
-    default = type(config)().numeric()
+    """The numeric settings that are not at main.py's defaults, without paths: files count by their content."""
+    default = Config().numeric()
     return {k: v for k, v in config.numeric().items() if v != default[k] and k not in FILES}
 
 

@@ -3,7 +3,7 @@
     results/<run_name>/stage1/                    the trained run, with the states that scoring replays from
     results/<run_name>/influence/<method>.zarr    scores
     results/<run_name>/stage2_<method>_<ratio>/   the run on what was kept
-    results/<run_name>/comparison.json            stage 1 against stage 2
+    results/<run_name>/comparison_<...>.json      what it was worth (training/comparison.py)
 
 Legend: n samples of the data set, N workers.
 """
@@ -31,6 +31,7 @@ from training.trainer import train
 from training.trajectory import RecordedRun
 from utils.digest import digest_tensors
 from utils.errors import UsageError
+from utils.progress import bar, within
 from utils.pruning_args import PruningConfig
 from utils.records import read_json, read_record, write_atomically, write_json
 
@@ -87,7 +88,8 @@ def run_stage1(config: PruningConfig, run_dir: Path | None = None) -> dict[str, 
     job = prepare(config, run_dir)
     if job is None:
         return read_json(run_dir / "summary.json")
-    return train(job, run_dir, snapshots=room_for_states(job, run_dir))
+    with within("stage 1"):
+        return train(job, run_dir, snapshots=room_for_states(job, run_dir))
 
 
 def room_for_states(job: Job, run_dir: Path) -> bool:
@@ -126,7 +128,11 @@ def open_stage1(config: PruningConfig) -> Stage1:
     if not (run_dir / "config.json").exists():
         say(f"no stage 1 of this configuration yet: training it first, in {run_dir}")
         run_stage1(dataclasses.replace(config, overwrite=False))
-    execution = recorded_execution(config, run_dir)
+    try:
+        execution = recorded_execution(config, run_dir)
+    except UsageError as error:
+        hint = f" (--config {run_dir / 'config.json'} takes them from there.)" if config.stage1_dir else ""
+        raise UsageError(f"{error}{hint}") from error
     if not (run_dir / "summary.json").exists():
         if not config.resume:
             raise UsageError(f"stage 1 in {run_dir} is half finished: add --resume to finish it first.")
@@ -228,38 +234,23 @@ def stage2_config(stage1: Stage1, kept: Path | None) -> PruningConfig:
     )
 
 
-def compare(stage1: Stage1, summary2: dict[str, Any], method: str, ratio: float) -> dict[str, Any]:
-    """Write comparison.json: both summaries and stage 2 minus stage 1."""
-    keys = ("test_accuracy", "test_loss", "consensus_distance", "seconds")
-    record = {
-        "algorithm": method,
-        "ratio": 1.0 if method == "noprune" else ratio,
-        "stage1": stage1.summary,
-        "stage2": summary2,
-        "difference": {k: difference(summary2[k], stage1.summary[k]) for k in keys},
-    }
-    write_json(stage1.folder / "comparison.json", record)
-    return record
-
-
-def difference(a: float | None, b: float | None) -> float | None:
-    """a - b; None where a figure is missing (a loss that is not finite)."""
-    return None if a is None or b is None else a - b
-
-
 def node_view(stage1: Stage1, method: str) -> Path:
-    """Write node_view_<method>.json: influence summed by worker and, for ``dice``, the N x N table of
-    how much worker j's data helped worker k within r hops."""
+    """Write node_view_<method>.json: influence summed by worker and, for ``dice`` where plots are drawn, the N x N
+    table of how much worker j's data helped worker k within r hops (it costs as much as the scores)."""
     scores_n, _ = stage1.scores(method)
     worker_n = stage1.run.worker_of_n.cpu()
     held = worker_n >= 0
     by_worker_N = torch.zeros(stage1.run.num_workers, dtype=torch.float64)
     by_worker_N.index_add_(0, worker_n[held], scores_n[held])
     table = None
-    if method == "dice":
+    if method == "dice" and stage1.config.plots:
+        from utils.influence.dice import scored_steps
         from utils.influence.ripples import ripples
 
-        table = ripples(stage1.run, stage1.config.dice_hops, stage1.config.dice_rounds).tolist()
+        hops, rounds = stage1.config.dice_hops, stage1.config.dice_rounds
+        steps = len(scored_steps(stage1.run.num_steps, hops, rounds))
+        with bar(steps, "ripples of dice, worker by worker", "step", stage1.config.quiet) as ticks:
+            table = ripples(stage1.run, hops, rounds, ticks.update).tolist()
     path = stage1.folder / f"node_view_{method}.json"
     write_json(
         path,
@@ -267,7 +258,7 @@ def node_view(stage1: Stage1, method: str) -> Path:
             "algorithm": method,
             "worker_influence": by_worker_N.tolist(),
             "table": table,
-            "hops": stage1.config.dice_hops if method == "dice" else None,
+            "hops": None if table is None else stage1.config.dice_hops,
             "bad_workers": stage1.job.corruption.get("bad_workers", []),
         },
     )
@@ -277,15 +268,12 @@ def node_view(stage1: Stage1, method: str) -> Path:
 def sweep(stage1: Stage1) -> dict[str, Any]:
     """``--sweep``: stage 2 of all ``--methods`` at all shares, from one stage 1; writes sweep.json."""
     config = stage1.config
-    methods = {
-        method: {
-            "test_accuracy": [
-                run_stage2(stage1, method, ratio, reuse=True)[0]["test_accuracy"] for ratio in config.sweep
-            ],
-            "test_accuracy_std": None,
-        }
-        for method in config.methods
-    }
+    runs = [(method, ratio) for method in config.methods for ratio in config.sweep]
+    accuracies: dict[str, list[float]] = {method: [] for method in config.methods}
+    for i, (method, ratio) in enumerate(runs):
+        with within(f"run {i + 1} of {len(runs)}, {method}, {ratio:.4g} kept"):
+            accuracies[method].append(run_stage2(stage1, method, ratio, reuse=True)[0]["test_accuracy"])
+    methods = {name: {"test_accuracy": values, "test_accuracy_std": None} for name, values in accuracies.items()}
     record = {
         "ratios": list(config.sweep),
         "methods": methods,

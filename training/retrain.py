@@ -9,7 +9,7 @@ Legend: M masks, N workers, n samples, R rows, D floats a row.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from training.protocols import load_protocol
 from utils.args import Config
 from utils.errors import UsageError
 from utils.influence.targets import node_weights
+from utils.progress import Progress, ignored
 
 CHUNKS_A_THREAD = {"threads": 4, "loop": 4, "vmap": 2, "graph": 512}  # a graph launches its rows together
 
@@ -41,12 +42,12 @@ class Recipe:
 
 
 def retrain(
-    job: Job, rounds: int, weights_Mn: Tensor, target: str, progress: Callable[[], None] = lambda: None
+    job: Job, rounds: int, weights_Mn: Tensor, target: str, progress: Progress = ignored
 ) -> Tensor:
     """F [M] after training ``rounds`` rounds with each row of sample weights."""
     fleet = job.make_fleet(weights_Mn)
     for event in load_protocol(job.config.protocol).run(fleet, job):
-        progress()
+        progress(1)
         if event.done == rounds:
             break
     return objective_values(job, fleet, target)
@@ -78,7 +79,7 @@ def retrain_masks(
     target: str,
     memory: float,
     cluster: str | None = None,
-    progress: Callable[[], None] = lambda: None,
+    progress: Progress = ignored,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(Indices of masks, their F) of each fleet of retrainings as it ends, wherever the fleets run. ``progress``:
     once a finished round in this process."""

@@ -25,6 +25,7 @@ from utils.args import Config, differences
 from utils.digest import digest_json
 from utils.errors import UsageError
 from utils.lock import locked
+from utils.progress import within
 from utils.recorded import FILES, file_digests
 from utils.records import read_json, write_json
 from workers import distributed
@@ -34,7 +35,7 @@ OWN = ("dataset_path", "download", "device", "threads", "quiet")
 NAMED = ("dataset_name", "model", "protocol", "mode", "num_workers", "dirichlet", "nonIID", "partition", "alpha",
          "shards_per_worker", "seed")  # fmt: skip
 LONGEST_NAME = 100
-DERIVED = ("audit.*", "retrainings-*.json", "sweep.*", "comparison.*", "node_view_*", "scores_*.png", "extremes_*.png")
+DERIVED = ("audit.*", "retrainings-*.json", "sweep.*", "comparison*", "node_view_*", "scores_*.png", "extremes_*.png")
 
 
 def run_name(config: Config) -> str:
@@ -232,7 +233,8 @@ def each_seed(config: Config) -> Iterator[Config]:
     name = run_name(config)
     for seed in range(config.seed, config.seed + config.seeds):
         one = dataclasses.replace(config, seed=seed, seeds=1, run_name=f"{name}/seed-{seed}")
-        with own_folder(run_folder(one)):
+        label = within(f"seed {seed} ({seed - config.seed + 1} of {config.seeds})")
+        with own_folder(run_folder(one)), label:
             yield one
 
 

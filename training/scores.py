@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from training.trajectory import RecordedRun
 from utils.digest import digest_json
 from utils.errors import UsageError
 from utils.influence import READS, Options, score, ticks
+from utils.progress import bar
 from utils.pruning_args import PruningConfig
 from utils.scores import read_scores, write_scores
 
@@ -59,8 +59,8 @@ def scores_for(
             scores_n = torch.zeros(len(worker_n), dtype=torch.float64)
             scores_n[torch.from_numpy(kept["sample_id"])] = torch.from_numpy(kept["scores"])
             return scores_n, path
-    with tqdm(total=ticks(method, run, options), desc=f"scoring: {method}", disable=config.quiet) as bar:
-        scores_n = score(method, run, options, bar.update)
+    with bar(ticks(method, run, options), f"scoring: {method}", "tick", config.quiet) as shown:
+        scores_n = score(method, run, options, shown.update)
     ids = (worker_n >= 0).nonzero()[:, 0]
     if not bool(scores_n[ids].isfinite().all()):
         raise UsageError(

@@ -6,7 +6,6 @@ Legend: N workers, R rows of the fleet, D floats a row.
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 import time
 import warnings
@@ -21,20 +20,29 @@ from data.batches import Samples
 from networks import model_metadata, save_model
 from training import checkpoint
 from training.build import Job, describe
+from training.evaluation import evenly_spread, plan_evaluations
 from training.finetune import finetune
 from training.identity import check_identity
 from training.protocols import Round, load_protocol
 from utils.devices import fetch
 from utils.early_stopping import EarlyStopping
 from utils.errors import UsageError
-from utils.records import MetricsLog, write_confusion, write_json, write_labels, write_partition
+from utils.progress import Progress, bar, ignored
+from utils.records import (
+    MetricsLog,
+    write_confusion,
+    write_json,
+    write_labels,
+    write_partition,
+    write_predictions,
+)
 from workers import distributed
+from workers.evaluation import predictions
 from workers.robust import exposed
-from workers.worker_vision import Fleet, predictions
+from workers.worker_vision import Fleet
 
-WORKER_EVALUATIONS = 200_000  # forward passes an evaluation of all workers may take
-EVALUATION_SHARE = 0.25  # what evaluating may cost, as a share of training
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
+LONG_TEST = 20_000  # forward passes from which testing shows a bar
 
 
 class WorkerFailed(UsageError):
@@ -50,8 +58,8 @@ def train(
     more entries for config.json.
 
     Writes config.json, partition.npz, topology.json, labels.npz, metrics.jsonl, checkpoints/,
-    model.safetensors (the consensus model), confusion.npz and summary.json. Raises :class:`UsageError` where
-    ``run_dir`` holds a run of other data or settings.
+    model.safetensors (the consensus model), predictions.npz, confusion.npz and summary.json. Raises
+    :class:`UsageError` where ``run_dir`` holds a run of other data or settings.
     """
     trainer = Trainer(job, run_dir, snapshots, notes or {})
     trainer.start()
@@ -73,9 +81,8 @@ class Trainer:
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
         self.stopping = EarlyStopping(self.config.patience, self.config.min_delta)
         self.shared = getattr(self.protocol, "SHARED", False)
-        every = getattr(self.protocol, "EVALUATE_EVERY", None)
-        models = 1 if self.shared else self.config.num_workers + 1
-        self.eval_every = self.config.eval_every or every or evaluation_interval(job, self.rounds, models)
+        every = self.config.eval_every or getattr(self.protocol, "EVALUATE_EVERY", None)
+        self.evaluations = plan_evaluations(job, self.rounds, 0 if self.shared else self.config.num_workers, every)
         self.samples = 0
         self.done = 0
         self.seconds = self.virtual_seconds = 0.0
@@ -141,15 +148,10 @@ class Trainer:
         """All remaining rounds."""
         if self.done >= self.stop_after or self.stopped:
             return
-        with tqdm(
-            total=self.stop_after,
-            initial=self.done,
-            unit="round",
-            disable=self.config.quiet or not self.lead,
-            desc=f"{self.config.protocol} {self.config.num_workers} workers",
-        ) as bar:
+        what = f"{self.config.protocol} {self.config.num_workers} workers"
+        with bar(self.stop_after, what, "round", self.config.quiet or not self.lead, self.done) as ticks:
             if self.done == 0:
-                self._evaluate(bar, lr=self.job.learning_rate(0, self.rounds))
+                self._evaluate(ticks, lr=self.job.learning_rate(0, self.rounds))
             clock = time.perf_counter()
             for event in self.protocol.run(self.fleet, self.job, self.done):
                 self.done = event.done
@@ -157,11 +159,11 @@ class Trainer:
                 self.messages += event.messages
                 self.samples += event.samples
                 self._losses += self._late.put(event)
-                bar.update()
+                ticks.update()
                 last = self.done == self.stop_after
-                if last or self.done % self.eval_every == 0:
+                if last or self.done % self.evaluations.every == 0:
                     self._losses += self._late.flush()
-                    self._evaluate(bar, event.lr, self.seconds + time.perf_counter() - clock)
+                    self._evaluate(ticks, event.lr, self.seconds + time.perf_counter() - clock)
                 last = last or self.stopped
                 if last or self._checkpoint_due():
                     self.seconds += time.perf_counter() - clock
@@ -172,9 +174,10 @@ class Trainer:
                 if last:
                     break
 
-    def _evaluate(self, bar: tqdm, lr: float, seconds: float = 0.0) -> None:
+    def _evaluate(self, ticks: tqdm, lr: float, seconds: float = 0.0) -> None:
         """Log one line of metrics, and decide about stopping."""
-        loss_N, accuracy_N, loss_1, accuracy_1 = self.measure(self.job.samples, self.job.val_ids)
+        measured = self.measure(self.job.samples, self.job.val_ids, self.evaluations.of_workers)
+        loss_N, accuracy_N, loss_1, accuracy_1 = measured
         counted_N = self.fleet.counted()
         line = {
             "round": self.done,
@@ -200,7 +203,7 @@ class Trainer:
                 if isinstance(value, float):
                     self._events.add_scalar(name, value, self.done)
         self._losses = []
-        bar.set_postfix(
+        ticks.set_postfix(
             loss=f"{line['consensus_val_loss']:.3f}",
             acc=f"{line['consensus_val_accuracy']:.3f}",
             distance=f"{line['consensus_distance']:.2g}",
@@ -208,16 +211,20 @@ class Trainer:
         if self.done > 0:
             self.stopped = distributed.share_json(self.stopping.update(line["consensus_val_loss"]))
 
-    def measure(self, samples: Samples, ids_n: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Loss and accuracy of the workers [N], [N] and of the run's model [1], [1] on these samples, on the CPU."""
+    def measure(
+        self, samples: Samples, ids_n: Tensor, of_workers: int, progress: Progress = ignored
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Loss and accuracy of the workers [N], [N] on ``of_workers`` of these samples at most, and of the run's model
+        [1], [1] on all of them, on the CPU. ``progress``: gets the forward passes that have been made."""
         N = self.config.num_workers
-        of_model = self.fleet.evaluate(samples, ids_n, self.model())
-        of_workers = of_model
+        of_model = self.fleet.evaluate(samples, ids_n, self.model(), progress=progress)
+        of_each = of_model
         if not self.shared:
-            ids_n = ids_n[:: -(-len(ids_n) // worker_samples(N))]
+            ids_n = evenly_spread(ids_n, of_workers)
             common = self.done == 0 and len(self.job.initial_ND) == 1  # they are all the same
-            of_workers = self.fleet.evaluate(samples, ids_n, self.fleet.rows_RD[:1] if common else None)
-        values = [value.expand(N) for value in of_workers] + list(of_model)
+            rows_RD = self.fleet.rows_RD[:1] if common else None
+            of_each = self.fleet.evaluate(samples, ids_n, rows_RD, progress=progress)
+        values = [value.expand(N) for value in of_each] + list(of_model)
         return torch.cat(values).cpu().split([N, N, 1, 1])  # one wait, not four
 
     def model(self) -> Tensor:
@@ -259,8 +266,11 @@ class Trainer:
     def finish(self) -> dict[str, Any]:
         """Test once, save the consensus model, write and return the summary."""
         job, fleet = self.job, self.fleet
-        test_ids = torch.arange(len(job.test_samples.labels_n))
-        loss_N, accuracy_N, loss_1, accuracy_1 = self.measure(job.test_samples, test_ids)
+        test_ids, of_workers = torch.arange(len(job.test_samples.labels_n)), self.evaluations.of_workers_test
+        passes = len(test_ids) + (0 if self.shared else self.config.num_workers * min(of_workers, len(test_ids)))
+        with bar(passes, "testing", "sample", self.config.quiet or not self.lead or passes < LONG_TEST) as ticks:
+            measured = self.measure(job.test_samples, test_ids, of_workers, ticks.update)
+        loss_N, accuracy_N, loss_1, accuracy_1 = measured
         model_1D = self.model()
         summary = {
             "test_accuracy": accuracy_1.item(),
@@ -288,7 +298,10 @@ class Trainer:
             summary["byzantine"] = {"workers": list(job.byzantine.workers), "attack": job.byzantine.attack}
         if not self.lead:
             return summary
-        names, counts_CC = job.dataset.class_names, confusion(fleet, job, model_1D)
+        names, labels_n = job.dataset.class_names, job.test_samples.labels_n
+        predicted_n = predictions(fleet.engine, model_1D, job.test_samples, test_ids)[0]
+        write_predictions(self.run_dir, labels_n.cpu().numpy(), predicted_n.cpu().numpy())
+        counts_CC = confusion(labels_n, predicted_n, len(names))
         by_class_C = counts_CC.diag() / counts_CC.sum(1)
         summary["test_accuracy_by_class"] = dict(zip(names, by_class_C.tolist(), strict=True))
         write_confusion(self.run_dir, counts_CC.numpy(), names)
@@ -347,11 +360,9 @@ def mean_loss(event: Round) -> float:
     return event.train_loss_R[event.trained_R].mean().item()
 
 
-def confusion(fleet: Fleet, job: Job, model_1D: Tensor) -> Tensor:
-    """How many test samples of each class (row) the model takes for each class (column): int64 [C, C]."""
-    labels_n, C = job.test_samples.labels_n, job.dataset.num_classes
-    predicted_1n = predictions(fleet.engine, model_1D, job.test_samples, torch.arange(len(labels_n)))
-    return (labels_n * C + predicted_1n[0]).bincount(minlength=C * C).view(C, C).cpu()
+def confusion(labels_n: Tensor, predicted_n: Tensor, C: int) -> Tensor:
+    """How many samples of each class (row) are taken for each class (column): int64 [C, C]."""
+    return (labels_n * C + predicted_n).bincount(minlength=C * C).view(C, C).cpu()
 
 
 def headline(job: Job, rounds: int) -> str:
@@ -368,21 +379,6 @@ def headline(job: Job, rounds: int) -> str:
         f"parameters; {', '.join(filter(None, execution))}"
     ]
     return "\n".join([*lines, *(f"left out: {note}" for note in data.skipped)])
-
-
-def worker_samples(num_workers: int) -> int:
-    """On how many samples each worker is evaluated at most: all of them in fleets of usual size, an evenly
-    spread part in large ones, where evaluating N models would take longer than training them."""
-    return max(256, WORKER_EVALUATIONS // num_workers)
-
-
-def evaluation_interval(job: Job, rounds: int, models: int) -> int:
-    """Rounds between evaluations: an epoch, or more where evaluating so many models on the validation set
-    would cost over a quarter of the training (a training step costs three forward passes)."""
-    training = 3 * job.config.epochs * len(job.train_ids) / rounds
-    evaluating = models * min(len(job.val_ids), worker_samples(job.config.num_workers))
-    epoch = max(1, round(rounds / job.config.epochs))
-    return min(rounds, max(epoch, math.ceil(evaluating / (EVALUATION_SHARE * training))))
 
 
 def open_tensorboard(run_dir: Path):

@@ -24,6 +24,7 @@ from training.protocols import RoundPlan, load_protocol
 from utils.devices import send
 from utils.errors import UsageError
 from utils.influence.trajectory import Step, StepAdjoint
+from utils.progress import Progress, ignored
 from workers.derivatives import Derivatives, piece_size
 
 
@@ -61,6 +62,7 @@ class RecordedRun:
                 if checkpoint.round_of(path) <= rounds:
                     self._on_disk[self._first_step[checkpoint.round_of(path)]] = path
         self._final: Tensor | None = None
+        self._replayed: Progress = ignored
 
     # ---- the plan ---------------------------------------------------------------------------------
 
@@ -100,6 +102,7 @@ class RecordedRun:
         self.fleet.step(plan.first_N + s, plan.lr, plan.active(s))
         if step.mixing is not None:
             self.fleet.mix(step.mixing, step.mix_momentum)
+        self._replayed(self._now)
         self._now += 1
 
     def _go(self, t: int, held: dict[int, tuple[Tensor, Tensor]] | None = None) -> None:
@@ -140,15 +143,29 @@ class RecordedRun:
             self._go(t)
             yield t, self.fleet.rows_RD
 
-    def backwards(self, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+    def backwards(self, first: int = 0, progress: Progress = ignored) -> Iterator[tuple[int, Tensor]]:
         """Rows before step t for t = T-1 .. first, in O(sqrt(T)) memory.
 
         Segments between snapshots are replayed, last first. A segment with more states than memory
-        holds is cut again: states at the cuts are kept while it is walked.
+        holds is cut again: states at the cuts are kept while it is walked. ``progress`` gets a tick a step, when it
+        has been replayed for the first time, or been walked over.
         """
+        waiting = set(range(first, self.num_steps))
+
+        def replayed(t: int) -> None:
+            if t in waiting:
+                waiting.remove(t)
+                progress(1)
+
+        self._replayed = replayed
         cuts = sorted({first, *(t for t in self._on_disk if first < t < self.num_steps)})
-        for start, stop in reversed(list(zip(cuts, [*cuts[1:], self.num_steps], strict=True))):
-            yield from self._segment(start, stop, {}, self.states_in_memory)
+        try:
+            for start, stop in reversed(list(zip(cuts, [*cuts[1:], self.num_steps], strict=True))):
+                for t, rows_ND in self._segment(start, stop, {}, self.states_in_memory):
+                    yield t, rows_ND
+                    replayed(t)
+        finally:
+            self._replayed = ignored
 
     def _segment(self, start: int, stop: int, held: dict, room: int) -> Iterator[tuple[int, Tensor]]:
         length = stop - start

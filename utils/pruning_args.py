@@ -32,7 +32,13 @@ class PruningConfig(Config):
         choices=METHODS,
         numeric=False,
     )
-    train_ratio: float = flag(0.6, "pruning", "share of the training samples to keep", check=SHARE, numeric=False)
+    train_ratio: float = flag(0.95, "pruning", "share of the training samples to keep", check=SHARE, numeric=False)
+    control: bool = flag(
+        True,
+        "pruning",
+        "train a random pruning of the same size beside stage 2, and say whether the scores did better",
+        numeric=False,
+    )
     prune_scope: str = flag(
         "worker",
         "pruning",

@@ -192,6 +192,21 @@ def read_confusion(run_dir: PathLike) -> tuple[np.ndarray, list[str]]:
     return counts_CC, [str(name) for name in names]
 
 
+def write_predictions(run_dir: PathLike, targets_m: np.ndarray, predicted_m: np.ndarray) -> None:
+    """Write what each test sample is and what the run's model takes it for, as predictions.npz."""
+    arrays = {"targets": np.asarray(targets_m), "predicted": np.asarray(predicted_m)}
+    _write_npz(Path(run_dir, "predictions.npz"), arrays)
+
+
+def read_predictions(run_dir: PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """The test samples' targets [m] and what the run's model makes of them [m]."""
+    path = Path(run_dir, "predictions.npz")
+    arrays = _read_npz(path)
+    if not {"targets", "predicted"} <= arrays.keys() or len(arrays["targets"]) != len(arrays["predicted"]):
+        raise _damaged(path, "it must hold 'targets' and 'predicted', of the same length")
+    return arrays["targets"], arrays["predicted"]
+
+
 def read_record(path: PathLike, *keys: str) -> dict[str, Any]:
     """A JSON object that has these keys. Raises UsageError where it is missing, damaged or has not."""
     record = read_json(path)

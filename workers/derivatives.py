@@ -28,9 +28,10 @@ from data.batches import PADDING, Samples
 from utils import devices
 from utils.devices import send
 from workers.engine import DEVICE_ERRORS, Engine
+from workers.evaluation import cross_entropy
 from workers.open_modules import opened
 from workers.step_graph import FixedBatch, record
-from workers.worker_vision import Batch, Fleet, cross_entropy
+from workers.worker_vision import Batch, Fleet
 
 PIECE = 128 * 3 * 32 * 32  # pixel values that are evaluated at once: the CNN's activations of more are 1.3 times
 LARGEST_PIECE = 500  # as slow a sample (freshly mapped memory), and those of fewer no faster

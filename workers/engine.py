@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -108,9 +108,11 @@ class Engine:
 
     def map(self, function: Callable[..., R], *arguments: Sequence) -> list[R]:
         """``[function(*a) for a in zip(*arguments)]`` on the pool, in order."""
-        if self._pool is None:
-            return [function(*a) for a in zip(*arguments, strict=True)]
-        return list(self._pool.map(function, *arguments))
+        return list(self.each(function, *arguments))
+
+    def each(self, function: Callable[..., R], *arguments: Sequence) -> Iterator[R]:
+        """The same, each result as soon as it and those before it are there."""
+        return map(function, *arguments) if self._pool is None else self._pool.map(function, *arguments)
 
     def _module(self, train: bool) -> nn.Module:
         """This thread's copy of the network: ``functional_call`` swaps tensors inside it."""

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from utils.errors import UsageError
 from utils.influence.cascade import cascade
+from utils.influence.cascade import ticks as cascade_ticks
 from utils.influence.delete import delete
-from utils.influence.dice import dice
+from utils.influence.dice import dice, scored_steps
 from utils.influence.targets import check_target
 from utils.influence.trajectory import Trajectory
+from utils.progress import Progress, ignored
 from utils.random import uniform
 
 
@@ -35,24 +37,24 @@ class Options:
     seed: int = 0
 
 
-def _if(trajectory: Trajectory, options: Options, progress: Callable[[], None]) -> Tensor:
+def _if(trajectory: Trajectory, options: Options, progress: Progress) -> Tensor:
     from utils.influence.last_layer import last_layer_influence  # pyDVL takes seconds to import
 
     ids_n = (trajectory.worker_of_n >= 0).nonzero()[:, 0].cpu()
     scores_n = torch.zeros(len(trajectory.worker_of_n), dtype=torch.float64)
     scores_n[ids_n] = last_layer_influence(*trajectory.last_layer()).cpu()
-    progress()
+    progress(1)
     return scores_n
 
 
-def _random(trajectory: Trajectory, options: Options, progress: Callable[[], None]) -> Tensor:
-    progress()
+def _random(trajectory: Trajectory, options: Options, progress: Progress) -> Tensor:
+    progress(1)
     worker_n = trajectory.worker_of_n.cpu()
     draws_n = uniform(options.seed, "random scores", torch.arange(len(worker_n))).double()
     return torch.where(worker_n >= 0, draws_n, 0.0)
 
 
-INFLUENCE: dict[str, Callable[[Trajectory, Options, Callable[[], None]], Tensor]] = {
+INFLUENCE: dict[str, Callable[[Trajectory, Options, Progress], Tensor]] = {
     "if": _if,
     "dice": lambda t, o, p: dice(t, o.dice_hops, o.dice_rounds, o.target, p),
     "delete": lambda t, o, p: delete(t, o.delete_checkpoints, progress=p),
@@ -71,13 +73,16 @@ READS: dict[str, tuple[str, ...]] = {
 
 
 def ticks(method: str, trajectory: Trajectory, options: Options) -> int:
-    """How often a method calls ``progress``: the length of its progress bar."""
-    return {"cascade": trajectory.num_steps, "dice": options.dice_rounds, "delete": options.delete_checkpoints}.get(
-        method, 1
-    )
+    """How far a method's ``progress`` counts: the length of its bar."""
+    lengths = {
+        "cascade": lambda: cascade_ticks(trajectory),
+        "dice": lambda: len(scored_steps(trajectory.num_steps, options.dice_hops, options.dice_rounds)),
+        "delete": lambda: len(trajectory.checkpoints(options.delete_checkpoints)),
+    }
+    return lengths.get(method, lambda: 1)()
 
 
-def score(method: str, trajectory: Trajectory, options: Options, progress: Callable[[], None] = lambda: None) -> Tensor:
+def score(method: str, trajectory: Trajectory, options: Options, progress: Progress = ignored) -> Tensor:
     """Scores [n], float64, positive = helpful, zero for samples outside training."""
     if method not in INFLUENCE:
         raise UsageError(f"unknown influence method '{method}'. Choose from: {', '.join(INFLUENCE)}.")

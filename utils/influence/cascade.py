@@ -23,27 +23,33 @@ Legend: N workers, P trainable floats, D floats a row, n samples, T local steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from utils.influence.recursion import Adjoint, step_back
 from utils.influence.targets import objective
 from utils.influence.trajectory import Trajectory
+from utils.progress import Progress, ignored
+
+STEP_BACK = 3  # what a step back costs, in steps of the training; each is replayed once as well (ticks of the bar)
 
 
-def cascade(trajectory: Trajectory, target: str = "nodes", progress: Callable[[], None] = lambda: None) -> Tensor:
+def cascade(trajectory: Trajectory, target: str = "nodes", progress: Progress = ignored) -> Tensor:
     """Scores [n], float64: -dF/dw_i over the whole run; positive = the sample lowers the validation
-    loss. Zero for samples outside training. ``progress`` is called once a step."""
+    loss. Zero for samples outside training. ``progress`` gets :func:`ticks` in all."""
     _, gradient_ND = objective(trajectory, trajectory.final(), target)
     adjoint = Adjoint.of_rows(gradient_ND, trajectory.P)
     scores_n = torch.zeros(len(trajectory.worker_of_n), dtype=torch.float64, device=gradient_ND.device)
-    for t, rows_ND in trajectory.backwards():
+    for t, rows_ND in trajectory.backwards(progress=progress):
         adjoint, back = step_back(trajectory, t, rows_ND, adjoint)
         accumulate(scores_n, back.ids_NB, back.products_NB)
-        progress()
+        progress(STEP_BACK)
     return -scores_n
+
+
+def ticks(trajectory: Trajectory) -> int:
+    """How far ``progress`` counts."""
+    return (1 + STEP_BACK) * trajectory.num_steps
 
 
 def accumulate(scores_n: Tensor, ids_NB: Tensor, products_NB: Tensor) -> None:

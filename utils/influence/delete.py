@@ -10,21 +10,20 @@ Legend: N workers, P trainable floats, n samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from utils.influence.dice import shares
 from utils.influence.targets import node_weights
 from utils.influence.trajectory import Trajectory
+from utils.progress import Progress, ignored
 
 
 def delete(
     trajectory: Trajectory,
     checkpoints: int = 10,
     target: str = "consensus",
-    progress: Callable[[], None] = lambda: None,
+    progress: Progress = ignored,
 ) -> Tensor:
     """Scores [n], float64. The validation gradient is taken once a checkpoint, at the consensus model
     (``target`` 'worker:K': at worker K's)."""
@@ -40,5 +39,5 @@ def delete(
         direction_NP = gradient_1D[:, : trajectory.P].expand(len(rows_ND), -1)
         products_n = trajectory.sample_products(rows_ND, direction_NP).double().cpu()
         scores_n += trajectory.step(t).lr * products_n * weight_n
-        progress()
+        progress(1)
     return scores_n

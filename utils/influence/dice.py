@@ -15,8 +15,6 @@ Legend: N workers, P trainable floats, D floats a row, n samples, T local steps,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -24,6 +22,7 @@ from utils.errors import UsageError
 from utils.influence.recursion import Adjoint, momentum_adjoint, step_back
 from utils.influence.targets import objective
 from utils.influence.trajectory import Trajectory
+from utils.progress import Progress, ignored
 
 
 def scored_steps(num_steps: int, hops: int, rounds: int) -> list[tuple[int, float]]:
@@ -42,7 +41,7 @@ def dice(
     hops: int = 1,
     rounds: int = 5,
     target: str = "nodes",
-    progress: Callable[[], None] = lambda: None,
+    progress: Progress = ignored,
 ) -> Tensor:
     """Scores [n], float64, summed over ``rounds`` scored steps: lr <v_j, grad loss_i(x_j^t)> times the
     steps that t stands for over n_j. At a scored step every training sample is scored at its own
@@ -54,7 +53,7 @@ def dice(
         rho_NP = direction(trajectory, t, states, gradients)
         products_n = trajectory.sample_products(states[0], rho_NP).double().cpu()
         scores_n -= products_n * shares(trajectory, stands_for)
-        progress()
+        progress(1)
     return scores_n
 
 

@@ -15,11 +15,12 @@ from torch import Tensor
 from utils.influence.dice import direction, scored_steps, states_from
 from utils.influence.targets import objective
 from utils.influence.trajectory import Trajectory
+from utils.progress import Progress, ignored
 
 
-def ripples(trajectory: Trajectory, hops: int = 1, rounds: int = 5) -> Tensor:
+def ripples(trajectory: Trajectory, hops: int = 1, rounds: int = 5, progress: Progress = ignored) -> Tensor:
     """The table [N, N], float64: row j, column k. Its sum over k is the sum of ``dice``'s scores (target
-    'nodes') over worker j's samples."""
+    'nodes') over worker j's samples. ``progress`` gets a tick a scored step."""
     N = trajectory.num_workers
     table_NN = torch.zeros(N, N, dtype=torch.float64)
     share_N = 1.0 / trajectory.shard_sizes_N.double()
@@ -33,4 +34,5 @@ def ripples(trajectory: Trajectory, hops: int = 1, rounds: int = 5) -> Tensor:
                 masked_ND[k] = g_ND[k]
             rho_NP = direction(trajectory, t, states, only_k)
             table_NN[:, k] -= (rho_NP * data_NP).sum(1).double().cpu() * share_N * stands_for
+        progress(1)
     return table_NN

@@ -16,6 +16,8 @@ from typing import Protocol
 from scipy import sparse
 from torch import Tensor
 
+from utils.progress import Progress, ignored
+
 
 @dataclass(frozen=True)
 class Step:
@@ -70,8 +72,8 @@ class Trajectory(Protocol):
     def forwards(self, steps: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
         """Rows [N, D] before each of these steps (ascending; T is the end), replayed where needed."""
 
-    def backwards(self, first: int = 0) -> Iterator[tuple[int, Tensor]]:
-        """Rows before step t for t = T-1 .. first."""
+    def backwards(self, first: int = 0, progress: Progress = ignored) -> Iterator[tuple[int, Tensor]]:
+        """Rows before step t for t = T-1 .. first. ``progress`` gets a tick a step, once it has been replayed."""
 
     def checkpoints(self, count: int) -> list[int]:
         """About ``count`` steps, evenly spaced, whose states are cheap to get."""

@@ -1,0 +1,65 @@
+"""How often a run is evaluated, and on how many samples each worker: a rule of counts, never of a clock.
+
+Cost is counted in forward passes of one sample. A training step costs three of a batch; evaluating is half as dear
+as counted, since it keeps nothing for a backward pass and its batches are large.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.build import Job
+
+LEAST_SAMPLES = 256  # of each worker, an evaluation; all, where there are fewer
+LEAST_TIMES = 10  # a run is evaluated, where that costs no more than it may
+SHARE = 0.05  # of the training that evaluating may cost
+SHARE_OF_SHORT_RUNS = 0.25  # seconds of networks of usual size: points matter more than time
+SHORT = 50_000  # forward passes
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """``every``: rounds between evaluations. ``of_workers``: samples on which each worker is evaluated at most, an
+    evenly spread part of the validation set (of the test set: ``of_workers_test``). The run's own model always
+    sees all samples."""
+
+    every: int
+    of_workers: int
+    of_workers_test: int
+
+
+def plan_evaluations(job: Job, rounds: int, workers: int, every: int | None) -> EvaluationPlan:
+    """The plan of a run of ``rounds`` rounds whose evaluation measures one model and ``workers`` more (0: they are
+    all the same). ``every``: the number of rounds that a user or a protocol asks for.
+
+    Unasked it is an epoch, or a tenth of a shorter run; where that would cost more than its share of the training,
+    first workers see fewer samples, then there are fewer evaluations.
+    """
+    val, test, epochs = len(job.val_ids), len(job.test_samples.labels_n), job.config.epochs
+    training = 3 * epochs * len(job.train_ids)
+    allowed = 2 * max(SHARE * training, min(SHARE_OF_SHORT_RUNS * training, SHORT))
+    few = min(val, LEAST_SAMPLES)
+    if every is None:
+        wanted = min(rounds, max(epochs, LEAST_TIMES))
+        affordable = allowed / (val + workers * few)
+        every = min(rounds, max(1, math.ceil(rounds / min(wanted, max(1.0, affordable)))))
+    times = math.ceil(rounds / every)
+    of_workers = _part(allowed / times - val, workers, val)
+    return EvaluationPlan(every, of_workers, _part(allowed, workers, test))
+
+
+def evenly_spread(ids_n: Tensor, most: int) -> Tensor:
+    """So many of these ids at most, as evenly spread as can be."""
+    count = min(most, len(ids_n))
+    return ids_n[torch.arange(count) * len(ids_n) // count]
+
+
+def _part(allowed: float, workers: int, samples: int) -> int:
+    """On how many of so many samples each worker is evaluated."""
+    if workers == 0:
+        return samples
+    return int(min(samples, max(LEAST_SAMPLES, allowed / workers)))
