@@ -392,5 +392,5 @@ def test_sweep(copy):
 @pytest.mark.slow
 def test_plots(copy):
     folder = prune(copy, "--pruning_algorithm", "dice", "--plots")
-    assert (folder / "comparison.png").stat().st_size > 1000
+    assert (folder / "comparison_dice_0.95.png").stat().st_size > 1000
     assert list((folder / "stage2_dice_0.95" / "plots").glob("*.png"))
