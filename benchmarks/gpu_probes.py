@@ -28,7 +28,7 @@ from benchmarks.common import MIB, repeat_for, synchronize
 from benchmarks.influence_probes import Case, build_job
 from benchmarks.training_probes import AT_ONCE, SAMPLES, Setting, build_model, make_fleet, synthetic_data
 from data.batches import Batches
-from training.protocols import gossip
+from training.protocols.gossip import Gossip
 from training.trajectory import RecordedRun
 from utils.errors import choose
 from utils.influence.cascade import cascade
@@ -161,7 +161,7 @@ def synchronizations(model: str, engine: str, device: str) -> Callable[[str], di
     place = torch.device(device)
     job = build_job(Case(model, "digits", 8, 16, 1000, 4, 0.1, engine, False), 1, device)
     fleet, steps_N = job.make_fleet(), torch.zeros(8, dtype=torch.int64)
-    events = gossip.run(fleet, job)
+    events = Gossip().run(fleet, job)
     special = small_fleet(model, "all", engine, device, torch.float32)
     for t in range(ROUNDS):  # steps are recorded, and permutations of the shards are made
         training.trainer.mean_loss(next(events))
@@ -269,6 +269,6 @@ def cascade_scores(case: Case, device: str) -> Callable[[], list[float]]:
 
     def measure() -> list[float]:
         job = build_job(case, 1, device)
-        return cascade(RecordedRun(job, gossip.rounds(job))).cpu()[job.train_ids].tolist()
+        return cascade(RecordedRun(job, Gossip().rounds(job))).cpu()[job.train_ids].tolist()
 
     return measure

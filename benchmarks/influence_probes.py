@@ -24,7 +24,7 @@ from benchmarks.influence_if_part import compare_if
 from networks import load_model
 from training import checkpoint
 from training.build import Job, build
-from training.protocols import gossip
+from training.protocols.gossip import Gossip
 from training.trajectory import RecordedRun
 from utils.args import Config
 from utils.influence.cascade import cascade
@@ -126,8 +126,8 @@ class Kept:
 def train(job: Job, snapshots: Path | None = None) -> Fleet:
     """The whole training, as a run does it but for looking at it. With ``snapshots`` it leaves about sqrt(T)
     states there, as stage 1 does."""
-    fleet, every = job.make_fleet(), math.isqrt(gossip.rounds(job) - 1) + 1
-    for event in gossip.run(fleet, job):
+    fleet, every = job.make_fleet(), math.isqrt(Gossip().rounds(job) - 1) + 1
+    for event in Gossip().run(fleet, job):
         if snapshots and event.done % every == 0:
             state = checkpoint.Checkpoint(event.done, checkpoint.snapshot(fleet), {})
             checkpoint.write(snapshots / checkpoint.TRAJECTORY, state, keep=None)
@@ -168,7 +168,7 @@ class ScoredRun:
         self.job = job = build_job(case, threads, device)
         self.folder = tempfile.TemporaryDirectory()
         fleet = train(job, Path(self.folder.name))
-        self.run = RecordedRun(job, gossip.rounds(job), Path(self.folder.name))
+        self.run = RecordedRun(job, Gossip().rounds(job), Path(self.folder.name))
         self.run.set_final(checkpoint.snapshot(fleet))
         self.kept = Kept(self.run)
         self.one_pass = OnePass(job)

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from training.build import Execution, Job, find_device
-from training.protocols import Round, RoundPlan, fedavg, finished, train_round
+from training.protocols import Round, RoundPlan, finished, train_round
+from training.protocols.fedavg import FedAvg
 from utils.args import Config, differences, parse
 from utils.digest import digest_tensors
 from utils.errors import UsageError
@@ -115,7 +116,7 @@ def read_row(layout: RowLayout, arrays: Mapping[str, np.ndarray], row_D: Tensor,
 
 def client_round(job: Job, worker: int, r: int, arrays: Mapping[str, np.ndarray]) -> Reply:
     """Round ``r`` of one worker, from the global model in ``arrays``: its steps of the plan, no others'."""
-    plan = fedavg.plan(job, r)
+    plan = FedAvg().plan(job, r)
     steps_N = torch.zeros_like(plan.steps_N)
     steps_N[worker] = plan.steps_N[worker]
     fleet = job.make_fleet()
@@ -124,23 +125,20 @@ def client_round(job: Job, worker: int, r: int, arrays: Mapping[str, np.ndarray]
     return Reply(write_row(fleet.layout, fleet.rows_RD[worker]), loss_R[worker].item())
 
 
-class DeployedFedAvg:
+class DeployedFedAvg(FedAvg):
     """The protocol ``fedavg`` with its local steps made elsewhere.
 
     ``exchange(r, workers, arrays)`` sends the global model to these workers and returns their replies
     in the same order.
     """
 
-    SHARED = fedavg.SHARED
-    rounds = staticmethod(fedavg.rounds)
-
     def __init__(self, exchange: Callable[[int, list[int], Arrays], list[Reply]]):
         self.exchange = exchange
 
     def run(self, fleet: Fleet, job: Job, first: int = 0) -> Iterator[Round]:
         """Rounds ``first`` .. end: the plan of fedavg, weighted by shard size in ascending order."""
-        for r in range(first, fedavg.rounds(job)):
-            plan = fedavg.plan(job, r)
+        for r in range(first, self.rounds(job)):
+            plan = self.plan(job, r)
             loss_R = self.train(fleet, plan, r)
             fleet.mix(plan.mixing)
             yield finished(fleet, plan, r + 1, loss_R)

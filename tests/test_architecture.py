@@ -60,8 +60,10 @@ def imports(path: Path, at_start: bool = False) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-        elif isinstance(node, ast.Constant) and node.value in MODULES and "." in node.value and not at_start:
-            found.add(node.value)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not at_start:
+            module = node.value.partition(":")[0]  # registries say 'module:name'
+            if module in MODULES and "." in module:
+                found.add(module)
     return {name for name in found if name.split(".")[0] in SEES}
 
 
@@ -149,7 +151,7 @@ def test_imports_are_found(tmp_path):
     path = tmp_path / "x.py"
     TREES[path] = ast.parse(
         "import utils.args\nfrom training import build\nif TYPE_CHECKING:\n    import data\n"
-        "def f():\n    from workers.engine import Engine\nLAZY = {'a': 'training.protocols.gossip'}\n"
+        "def f():\n    from workers.engine import Engine\nLAZY = {'a': 'training.protocols.gossip:Gossip'}\n"
     )
     try:
         assert imports(path) >= {

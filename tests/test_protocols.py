@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy import sparse
 
 from tests.runs import digits_job, final_objective, recorded
-from training.protocols import PROTOCOLS, fedasync, load_protocol
+from training.protocols import PROTOCOLS, load_protocol
 from training.protocols.chained import shortest_tour, worker_at
 from utils.args import PROTOCOL_NAMES
 from utils.errors import UsageError
@@ -107,12 +107,12 @@ def test_virtual_time_follows_the_slowest_and_the_links():
     assert trained(job, 1)[1][0].seconds == pytest.approx(clock.step_seconds_N.max() + row)
     assert clock.step_seconds_N.max() / clock.step_seconds_N.min() > 2
     asynchronous = digits_job(**slow, protocol="fedasync")
-    times = [u.time for u in fedasync.schedule(asynchronous)]
+    times = [u.time for u in load_protocol("fedasync").schedule(asynchronous)]
     assert times == sorted(times)
-    visits = [sum(k in u.workers for u in fedasync.schedule(asynchronous)) for k in range(8)]
+    visits = [sum(k in u.workers for u in load_protocol("fedasync").schedule(asynchronous)) for k in range(8)]
     fast, slowest = clock.step_seconds_N.argmin(), clock.step_seconds_N.argmax()
     assert visits[fast] >= visits[slowest]
-    assert any(s > 0 for u in fedasync.schedule(asynchronous) for s in u.staleness)
+    assert any(s > 0 for u in load_protocol("fedasync").schedule(asynchronous) for s in u.staleness)
 
 
 def test_sampling_is_a_mask_and_idle_workers_hold_the_global_row():
@@ -181,4 +181,4 @@ def test_chain_orders():
 
 def test_buffer_larger_than_the_fleet_is_refused():
     with pytest.raises(UsageError, match="--buffer_size"):
-        fedasync.schedule(digits_job(protocol="fedasync", buffer_size=9))
+        load_protocol("fedasync").schedule(digits_job(protocol="fedasync", buffer_size=9))

@@ -80,8 +80,8 @@ class Trainer:
         self.fleet: Fleet = job.make_fleet()
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
         self.stopping = EarlyStopping(self.config.patience, self.config.min_delta)
-        self.shared = getattr(self.protocol, "SHARED", False)
-        every = self.config.eval_every or getattr(self.protocol, "EVALUATE_EVERY", None)
+        self.shared = self.protocol.shared
+        every = self.config.eval_every or self.protocol.evaluate_every
         self.evaluations = plan_evaluations(job, self.rounds, 0 if self.shared else self.config.num_workers, every)
         self.samples = 0
         self.done = 0
@@ -229,7 +229,7 @@ class Trainer:
 
     def model(self) -> Tensor:
         """The model that the run is about [1, D]: the consensus of the workers, or the server's."""
-        return getattr(self.protocol, "global_model", lambda fleet: fleet.consensus())(self.fleet)
+        return self.protocol.model(self.fleet)
 
     def _checkpoint_due(self) -> bool:
         if self.config.checkpoint_every is not None:

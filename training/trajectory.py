@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copy
 import threading
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from networks import head
 from training import checkpoint
 from training.build import Job
-from training.protocols import RoundPlan, load_protocol
+from training.protocols import load_protocol, train_step
 from utils.devices import send
 from utils.errors import UsageError
 from utils.influence.trajectory import Step, StepAdjoint
@@ -47,11 +49,8 @@ class RecordedRun:
             raise UsageError(f"influence methods need rounds that mix linearly: {reason}.")
         self.rounds = rounds
         self._plans = [self._protocol.plan(job, r) for r in range(rounds)]
-        self._first_step = [0]
-        for plan in self._plans:
-            self._first_step.append(self._first_step[-1] + int(plan.steps_N.max()))
-        self._place = [(r, s) for r, plan in enumerate(self._plans) for s in range(int(plan.steps_N.max()))]
-        self.num_steps = len(self._place)
+        self._first_step = [0, *accumulate(plan.num_steps for plan in self._plans)]
+        self.num_steps = self._first_step[-1]
         state_bytes = self.fleet.rows_RD.numel() * self.fleet.rows_RD.element_size()
         self.states_in_memory = max(2, int(min(memory_limit / state_bytes, 1e12)))
         self._start = (self.fleet.rows_RD.clone(), self.fleet.momentum_RP.clone())
@@ -79,27 +78,17 @@ class RecordedRun:
             worker_n[shard] = k
         return worker_n
 
-    def _plan(self, t: int) -> tuple[RoundPlan, int]:
-        r, s = self._place[t]
-        return self._plans[r], s
-
     def step(self, t: int) -> Step:
         """The plan of local step t."""
-        plan, s = self._plan(t)
-        last = t + 1 == self.num_steps or self._place[t + 1][0] != self._place[t][0]
-        active = plan.active(s)
-        return Step(t, plan.lr, plan.mixing if last else None, None if active is None else tuple(active),
-                    tuple(plan.reset) if s == 0 else (), plan.mix_momentum)
+        r = bisect_right(self._first_step, t) - 1
+        return self._plans[r].step(t - self._first_step[r])
 
     # ---- states -------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
         """One local step forward."""
-        plan, s = self._plan(self._now)
         step = self.step(self._now)
-        if step.reset:
-            self.fleet.reset_momentum(list(step.reset))
-        self.fleet.step(plan.first_N + s, plan.lr, plan.active(s))
+        train_step(self.fleet, step)
         if step.mixing is not None:
             self.fleet.mix(step.mixing, step.mix_momentum)
         self._replayed(self._now)
@@ -211,9 +200,11 @@ class RecordedRun:
 
     def step_adjoint(self, t: int, rows_ND: Tensor, rho_NP: Tensor, statistics_NS: Tensor) -> StepAdjoint:
         """The transposed derivative of local step t."""
-        plan, s = self._plan(t)
-        return StepAdjoint(*self.derivatives.step_adjoint(rows_ND, rho_NP, statistics_NS, plan.first_N + s,
-                                                          plan.active(s)))
+        step = self.step(t)
+        active = None if step.active is None else list(step.active)
+        return StepAdjoint(
+            *self.derivatives.transposed_step(rows_ND, rho_NP, statistics_NS, step.numbers_N, active)
+        )
 
     def sample_products(self, rows_ND: Tensor, direction_NP: Tensor, batch_size: int | None = None) -> Tensor:
         """<direction_j, grad loss_i(rows_j)> for every training sample [n]."""

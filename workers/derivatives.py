@@ -63,7 +63,7 @@ class Derivatives:
         }
         self._statistics = [e for e in self.layout.buffers if e.name in rates]
         self._rates = [rates[e.name] for e in self._statistics]
-        self._product: Callable | None = None  # chosen at the first step_adjoint
+        self._product: Callable | None = None  # chosen at the first transposed_step
         self._graph: AdjointGraph | None = None
 
     # ---- the network as a function ----------------------------------------------------------------
@@ -207,7 +207,7 @@ class Derivatives:
 
     # ---- training -------------------------------------------------------------------------------------
 
-    def step_adjoint(
+    def transposed_step(
         self,
         rows_ND: Tensor,
         rho_NP: Tensor,

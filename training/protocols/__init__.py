@@ -1,18 +1,7 @@
 """Protocols: who trains, and who averages with whom.
 
-A protocol is a file with three functions and one line in ``PROTOCOLS``:
-
-- ``rounds(job) -> int``: how many rounds the run has;
-- ``plan(job, r) -> RoundPlan``: what happens in round r, a pure function (resume, replay and the
-  influence methods ask for any round in any order);
-- ``run(fleet, job, first=0) -> Iterator[Round]``: does it. Where a round is "some workers step, then
-  rows mix linearly", that is :func:`execute`; influence methods can then differentiate the run.
-
-``not_linear(config)`` says why they cannot (None: they can). ``SHARED = True``: all rows are equal after
-a round, so one evaluation serves all workers. ``EVALUATE_EVERY``: rounds between evaluations, where not
-an epoch. ``global_model(fleet) -> [M, D]``: the model the run is about, where not the mean of the rows.
-
-Protocols never log, evaluate or save: the trainer consumes their rounds.
+A protocol is a file with a subclass of :class:`Protocol` and one line in ``PROTOCOLS``. It says what its rounds
+are; it never logs, evaluates or saves: the trainer consumes its rounds.
 
 Legend: N workers, R rows of the fleet (N, times replicas).
 """
@@ -20,9 +9,9 @@ Legend: N workers, R rows of the fleet (N, times replicas).
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,24 +20,27 @@ from torch import Tensor
 
 from utils.devices import send
 from utils.errors import choose
+from utils.influence.trajectory import Step
 from workers.mixing import without_workers
 from workers.worker_vision import Fleet
 
 if TYPE_CHECKING:
     from training.build import Job
+    from utils.args import Config
 
 PROTOCOLS = {
-    "gossip": "training.protocols.gossip",
-    "local": "training.protocols.local",
-    "fedavg": "training.protocols.fedavg",
-    "fedasync": "training.protocols.fedasync",
-    "chained": "training.protocols.chained",
+    "gossip": "training.protocols.gossip:Gossip",
+    "local": "training.protocols.local:Local",
+    "fedavg": "training.protocols.fedavg:FedAvg",
+    "fedasync": "training.protocols.fedasync:FedAsync",
+    "chained": "training.protocols.chained:Chained",
 }
 
 
-def load_protocol(name: str) -> ModuleType:
-    """The module of a protocol."""
-    return importlib.import_module(choose(PROTOCOLS, name, "protocol"))
+def load_protocol(name: str) -> Protocol:
+    """The protocol of that name."""
+    module, _, kind = choose(PROTOCOLS, name, "protocol").partition(":")
+    return getattr(importlib.import_module(module), kind)()
 
 
 @dataclass(frozen=True)
@@ -67,10 +59,18 @@ class RoundPlan:
     reset: tuple[int, ...] = ()
     mix_momentum: bool = False
 
-    def active(self, step: int) -> list[int] | None:
-        """The workers that make the round's ``step``-th local step; None means all."""
-        training_N = self.steps_N > step
-        return None if bool(training_N.all()) else training_N.nonzero()[:, 0].tolist()
+    @property
+    def num_steps(self) -> int:
+        """Local steps of the busiest worker."""
+        return int(self.steps_N.max())
+
+    def step(self, s: int) -> Step:
+        """The round's ``s``-th local step; the last one is followed by the mix."""
+        training_N = self.steps_N > s
+        active = None if bool(training_N.all()) else tuple(training_N.nonzero()[:, 0].tolist())
+        last = s + 1 == self.num_steps
+        mixing = self.mixing if last else None
+        return Step(self.lr, self.first_N + s, mixing, active, self.reset if s == 0 else (), self.mix_momentum)
 
 
 @dataclass
@@ -88,17 +88,44 @@ class Round:
     samples: int
 
 
-def execute(fleet: Fleet, job: Job, first: int = 0) -> Iterator[Round]:
-    """Rounds ``first`` .. end of a protocol whose rounds are local steps and a linear mix."""
-    protocol = load_protocol(job.config.protocol)
-    for r in range(first, protocol.rounds(job)):
-        plan = protocol.plan(job, r)
-        loss_R = train_round(fleet, plan)
-        if job.config.on_bad_worker == "isolate":
-            fleet.isolate(loss_R)
-        if plan.mixing is not None:
-            meet(fleet, job, plan, r)
-        yield finished(fleet, plan, r + 1, loss_R)
+class Protocol(ABC):
+    """What a protocol says. ``rounds`` and ``plan`` are pure functions of the configuration: resume, replay and the
+    influence methods ask for any round in any order.
+
+    ``shared``: all rows are equal after a round, so that one evaluation serves all workers. ``evaluate_every``:
+    rounds between evaluations, where not an epoch.
+    """
+
+    shared = False
+    evaluate_every: int | None = None
+
+    @abstractmethod
+    def rounds(self, job: Job) -> int:
+        """How many rounds the run has."""
+
+    @abstractmethod
+    def plan(self, job: Job, r: int) -> RoundPlan:
+        """What happens in round ``r``."""
+
+    def run(self, fleet: Fleet, job: Job, first: int = 0) -> Iterator[Round]:
+        """Rounds ``first`` .. end. Here: some workers step, then rows mix linearly, and nothing else, which is what
+        influence methods can differentiate."""
+        for r in range(first, self.rounds(job)):
+            plan = self.plan(job, r)
+            loss_R = train_round(fleet, plan)
+            if job.config.on_bad_worker == "isolate":
+                fleet.isolate(loss_R)
+            if plan.mixing is not None:
+                meet(fleet, job, plan, r)
+            yield finished(fleet, plan, r + 1, loss_R)
+
+    def not_linear(self, config: Config) -> str | None:
+        """Why influence methods cannot differentiate the run; None: they can. Say so where ``run`` is another."""
+        return None
+
+    def model(self, fleet: Fleet) -> Tensor:
+        """The model that the run is about in each replica [M, D]: the mean of the rows."""
+        return fleet.consensus()
 
 
 def meet(fleet: Fleet, job: Job, plan: RoundPlan, r: int) -> None:
@@ -116,15 +143,20 @@ def meet(fleet: Fleet, job: Job, plan: RoundPlan, r: int) -> None:
 
 def train_round(fleet: Fleet, plan: RoundPlan) -> Tensor:
     """The local steps of a round; the summed training loss [R]."""
-    if plan.reset:
-        fleet.reset_momentum(list(plan.reset))
     loss_R = torch.zeros(fleet.num_rows, device=fleet.device)
-    for step in range(int(plan.steps_N.max())):
-        active = plan.active(step)
-        if fleet.isolated:
-            active = [k for k in active or range(fleet.num_workers) if k not in fleet.isolated]
-        loss_R += fleet.step(plan.first_N + step, plan.lr, active)
+    for s in range(plan.num_steps):
+        loss_R += train_step(fleet, plan.step(s))
     return loss_R
+
+
+def train_step(fleet: Fleet, step: Step) -> Tensor:
+    """One local step, without the mix that may follow it; the training loss [R] before it."""
+    if step.reset:
+        fleet.reset_momentum(list(step.reset))
+    active = step.active
+    if fleet.isolated:
+        active = [k for k in active or range(fleet.num_workers) if k not in fleet.isolated]
+    return fleet.step(step.numbers_N, step.lr, None if active is None else list(active))
 
 
 def finished(fleet: Fleet, plan: RoundPlan, done: int, loss_R: Tensor) -> Round:

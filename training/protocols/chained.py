@@ -18,20 +18,41 @@ import torch
 from scipy import sparse
 from scipy.sparse.csgraph import shortest_path
 
-from training.protocols import RoundPlan, execute, local_epoch_steps
+from training.protocols import Protocol, RoundPlan, local_epoch_steps
 from utils.random import permutations
 
 if TYPE_CHECKING:
     from training.build import Job
-    from utils.args import Config
-
-SHARED = True
-EVALUATE_EVERY = 1  # the monitor looks after every hop
 
 
-def rounds(job: Job) -> int:
-    """A round is one hop; N hops with E local epochs each are E epochs."""
-    return max(1, math.ceil(job.config.epochs * job.config.num_workers / job.config.local_epochs))
+class Chained(Protocol):
+    """Every row is the walking model, and one worker trains it. (With ``--init per_worker`` the first hop discards
+    the others' models, which is linear too.)"""
+
+    shared = True
+    evaluate_every = 1  # the monitor looks after every hop
+
+    def rounds(self, job: Job) -> int:
+        """A round is one hop; N hops with E local epochs each are E epochs."""
+        return max(1, math.ceil(job.config.epochs * job.config.num_workers / job.config.local_epochs))
+
+    def plan(self, job: Job, r: int) -> RoundPlan:
+        """The worker of this hop trains; then every row is its row."""
+        N, worker, clock = job.config.num_workers, worker_at(job, r), job.virtual_time
+        epoch_steps_N = local_epoch_steps(job)
+        steps_N = torch.zeros(N, dtype=torch.int64)
+        steps_N[worker] = epoch_steps_N[worker]
+        hand_on = sparse.csr_array((np.ones(N), np.full(N, worker), np.arange(N + 1)), shape=(N, N))
+        alone = N == 1
+        return RoundPlan(
+            steps_N=steps_N,
+            first_N=r // N * epoch_steps_N,  # every worker trains once a cycle, whatever the order
+            lr=job.learning_rate(r, self.rounds(job)),
+            mixing=None if alone else hand_on,
+            messages=0 if alone else 1,
+            seconds=float(clock.compute_N(steps_N.numpy()).max()) + clock.transfer(0 if alone else 1),
+            mix_momentum=True,
+        )
 
 
 def worker_at(job: Job, hop: int) -> int:
@@ -64,30 +85,3 @@ def shortest_tour(mixing: sparse.csr_array) -> list[int]:
                     tour[i + 1 : j + 1] = tour[i + 1 : j + 1][::-1]
                     improved = True
     return tour
-
-
-def plan(job: Job, r: int) -> RoundPlan:
-    """The worker of this hop trains; then every row is its row."""
-    N, worker = job.config.num_workers, worker_at(job, r)
-    epoch_steps_N = local_epoch_steps(job)
-    steps_N = torch.zeros(N, dtype=torch.int64)
-    steps_N[worker] = epoch_steps_N[worker]
-    hand_on = sparse.csr_array((np.ones(N), np.full(N, worker), np.arange(N + 1)), shape=(N, N))
-    alone = N == 1
-    return RoundPlan(
-        steps_N=steps_N,
-        first_N=r // N * epoch_steps_N,  # every worker trains once a cycle, whatever the order
-        lr=job.learning_rate(r, rounds(job)),
-        mixing=None if alone else hand_on,
-        messages=0 if alone else 1,
-        seconds=float(job.virtual_time.compute_N(steps_N.numpy()).max()) + job.virtual_time.transfer(0 if alone else 1),
-        mix_momentum=True,
-    )
-
-
-run = execute
-
-
-def not_linear(config: Config) -> str | None:
-    """Linear, unless workers start apart: then the first hop discards models that count."""
-    return None

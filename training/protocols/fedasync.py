@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from training.protocols import Round, RoundPlan, finished, local_epoch_steps, train_round
+from training.protocols import Protocol, Round, RoundPlan, finished, local_epoch_steps, train_round
 from utils.errors import UsageError
 from workers.worker_vision import Fleet
 
@@ -48,92 +48,90 @@ class Update:
     time: float
 
 
-def rounds(job: Job) -> int:
-    """As many arrivals as N workers need for the epochs, K of them an update."""
-    arrivals = job.config.epochs * job.config.num_workers / job.config.local_epochs
-    return max(1, math.ceil(arrivals / job.config.buffer_size))
+class FedAsync(Protocol):
+    """The server's row is extra state; row k is what worker k trains."""
 
+    def rounds(self, job: Job) -> int:
+        """As many arrivals as N workers need for the epochs, K of them an update."""
+        arrivals = job.config.epochs * job.config.num_workers / job.config.local_epochs
+        return max(1, math.ceil(arrivals / job.config.buffer_size))
 
-def schedule(job: Job) -> list[Update]:
-    """All server updates, by simulating arrivals."""
+    def schedule(self, job: Job) -> list[Update]:
+        """All server updates, by simulating arrivals."""
 
-    def simulate() -> list[Update]:
-        config, clock = job.config, job.virtual_time
-        if config.buffer_size > config.num_workers:
-            raise UsageError(
-                f"--buffer_size {config.buffer_size} waits for more rows than {config.num_workers} workers "
-                "have under way: the server would wait for ever."
-            )
-        work_N = clock.compute_N(local_epoch_steps(job).numpy()) + 2 * clock.transfer()
-        queue = [(float(seconds), k, 0) for k, seconds in enumerate(work_N)]  # (arrival, worker, version it has)
-        heapq.heapify(queue)
-        visits_N, updates = [0] * config.num_workers, []
-        for version in range(rounds(job)):
-            arrived = [heapq.heappop(queue) for _ in range(config.buffer_size)]
-            now = arrived[-1][0]
-            updates.append(
-                Update(
-                    tuple(k for _, k, _ in arrived),
-                    tuple(version - has for _, _, has in arrived),
-                    tuple(visits_N[k] for _, k, _ in arrived),
-                    now,
+        def simulate() -> list[Update]:
+            config, clock = job.config, job.virtual_time
+            if config.buffer_size > config.num_workers:
+                raise UsageError(
+                    f"--buffer_size {config.buffer_size} waits for more rows than {config.num_workers} workers "
+                    "have under way: the server would wait for ever."
                 )
-            )
-            for _, k, _ in arrived:
-                visits_N[k] += 1
-                heapq.heappush(queue, (now + float(work_N[k]), k, version + 1))
-        return updates
+            work_N = clock.compute_N(local_epoch_steps(job).numpy()) + 2 * clock.transfer()
+            queue = [(float(seconds), k, 0) for k, seconds in enumerate(work_N)]  # (arrival, worker, version it has)
+            heapq.heapify(queue)
+            visits_N, updates = [0] * config.num_workers, []
+            for version in range(self.rounds(job)):
+                arrived = [heapq.heappop(queue) for _ in range(config.buffer_size)]
+                now = arrived[-1][0]
+                updates.append(
+                    Update(
+                        tuple(k for _, k, _ in arrived),
+                        tuple(version - has for _, _, has in arrived),
+                        tuple(visits_N[k] for _, k, _ in arrived),
+                        now,
+                    )
+                )
+                for _, k, _ in arrived:
+                    visits_N[k] += 1
+                    heapq.heappush(queue, (now + float(work_N[k]), k, version + 1))
+            return updates
 
-    return job.once("fedasync schedule", simulate)
+        return job.once("fedasync schedule", simulate)
 
+    def plan(self, job: Job, r: int) -> RoundPlan:
+        """Who trains for update r. A worker's training is simulated when it arrives."""
+        update = self.schedule(job)[r]
+        epoch_steps_N = local_epoch_steps(job)
+        steps_N, first_N = torch.zeros_like(epoch_steps_N), torch.zeros_like(epoch_steps_N)
+        for k, visits in zip(update.workers, update.visits, strict=True):
+            steps_N[k], first_N[k] = epoch_steps_N[k], visits * epoch_steps_N[k]
+        before = self.schedule(job)[r - 1].time if r else 0.0
+        return RoundPlan(
+            steps_N,
+            first_N,
+            job.learning_rate(r, self.rounds(job)),
+            messages=2 * len(update.workers),
+            seconds=update.time - before,
+            reset=() if job.config.keep_momentum else update.workers,
+        )
 
-def plan(job: Job, r: int) -> RoundPlan:
-    """Who trains for update r. A worker's training is simulated when it arrives."""
-    update = schedule(job)[r]
-    epoch_steps_N = local_epoch_steps(job)
-    steps_N, first_N = torch.zeros_like(epoch_steps_N), torch.zeros_like(epoch_steps_N)
-    for k, visits in zip(update.workers, update.visits, strict=True):
-        steps_N[k], first_N[k] = epoch_steps_N[k], visits * epoch_steps_N[k]
-    before = schedule(job)[r - 1].time if r else 0.0
-    return RoundPlan(
-        steps_N,
-        first_N,
-        job.learning_rate(r, rounds(job)),
-        messages=2 * len(update.workers),
-        seconds=update.time - before,
-        reset=() if job.config.keep_momentum else update.workers,
-    )
+    def run(self, fleet: Fleet, job: Job, first: int = 0) -> Iterator[Round]:
+        """The server updates."""
+        config, N = job.config, fleet.num_workers
+        if len(fleet.owned) != N:
+            raise UsageError("--protocol fedasync runs in one process: start it without torchrun.")
+        if SERVER_MODEL not in fleet.extra:
+            fleet.extra[SERVER_MODEL] = fleet.consensus()
+            fleet.rows_RD.copy_(fleet.extra[SERVER_MODEL].repeat_interleave(N, 0))
+        server_MD = fleet.extra[SERVER_MODEL]
+        for r in range(first, self.rounds(job)):
+            step, update = self.plan(job, r), self.schedule(job)[r]
+            loss_R = train_round(fleet, step)
+            rows_MND = fleet.rows_RD.view(fleet.replicas, N, -1)
+            weights = [config.async_alpha * (s + 1) ** -config.staleness_exponent for s in update.staleness]
+            keep = 1 - sum(weights) / len(weights)
+            server_MD.mul_(keep)
+            # Ascending workers, whatever order they arrived in: the same sum as fedavg's.
+            for k, weight in sorted(zip(update.workers, weights, strict=True)):
+                server_MD.add_(rows_MND[:, k], alpha=weight / len(weights))
+            for k in update.workers:
+                rows_MND[:, k] = server_MD
+            yield finished(fleet, step, r + 1, loss_R)
 
+    def model(self, fleet: Fleet) -> Tensor:
+        """The server's model [M, D]."""
+        return fleet.extra[SERVER_MODEL] if SERVER_MODEL in fleet.extra else super().model(fleet)
 
-def run(fleet: Fleet, job: Job, first: int = 0) -> Iterator[Round]:
-    """The server updates."""
-    config, N = job.config, fleet.num_workers
-    if len(fleet.owned) != N:
-        raise UsageError("--protocol fedasync runs in one process: start it without torchrun.")
-    if SERVER_MODEL not in fleet.extra:
-        fleet.extra[SERVER_MODEL] = fleet.consensus()
-        fleet.rows_RD.copy_(fleet.extra[SERVER_MODEL].repeat_interleave(N, 0))
-    server_MD = fleet.extra[SERVER_MODEL]
-    for r in range(first, rounds(job)):
-        step, update = plan(job, r), schedule(job)[r]
-        loss_R = train_round(fleet, step)
-        rows_MND = fleet.rows_RD.view(fleet.replicas, N, -1)
-        weights = [config.async_alpha * (s + 1) ** -config.staleness_exponent for s in update.staleness]
-        keep = 1 - sum(weights) / len(weights)
-        server_MD.mul_(keep)
-        # Ascending workers, whatever order they arrived in: the same sum as fedavg's.
-        for k, weight in sorted(zip(update.workers, weights, strict=True)):
-            server_MD.add_(rows_MND[:, k], alpha=weight / len(weights))
-        for k in update.workers:
-            rows_MND[:, k] = server_MD
-        yield finished(fleet, step, r + 1, loss_R)
-
-
-def global_model(fleet: Fleet) -> Tensor:
-    """The server's model [M, D]."""
-    return fleet.extra.get(SERVER_MODEL, fleet.consensus())
-
-
-def not_linear(config: Config) -> str | None:
-    """The server's row and the workers' ages are not in the recursion."""
-    return "the adjoint of fedasync is not written"
+    def not_linear(self, config: Config) -> str | None:
+        """The server's row and the workers' ages are not in the recursion."""
+        return "the adjoint of fedasync is not written"

@@ -19,7 +19,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from training.protocols import Round, RoundPlan, finished, local_epoch_steps, train_round
+from training.protocols import Protocol, Round, RoundPlan, finished, local_epoch_steps, train_round
 from utils.random import permutations
 from workers.worker_vision import Fleet
 
@@ -27,77 +27,78 @@ if TYPE_CHECKING:
     from training.build import Job
     from utils.args import Config
 
-SHARED = True
 
+class FedAvg(Protocol):
+    """Every row is the server's model between rounds."""
 
-def rounds(job: Job) -> int:
-    """A round gives E epochs to the sampled share of the data: epochs / (E share) rounds."""
-    share = sampled_workers(job.config) / job.config.num_workers
-    return max(1, math.ceil(job.config.epochs / (job.config.local_epochs * share)))
+    shared = True
+
+    def rounds(self, job: Job) -> int:
+        """A round gives E epochs to the sampled share of the data: epochs / (E share) rounds."""
+        share = sampled_workers(job.config) / job.config.num_workers
+        return max(1, math.ceil(job.config.epochs / (job.config.local_epochs * share)))
+
+    def samples_of(self, job: Job) -> Tensor:
+        """Which workers each round samples [T, N], bool: a pure function of the seed, computed once."""
+
+        def draw() -> Tensor:
+            config, T = job.config, self.rounds(job)
+            N, rounds_T1 = config.num_workers, torch.arange(T)[:, None]
+            order_TN = permutations(torch.full((T,), N), config.seed, "fedavg", rounds_T1)
+            chosen_TN = torch.zeros(T, N, dtype=torch.bool)
+            return chosen_TN.scatter_(1, order_TN[:, : sampled_workers(config)], True)
+
+        return job.once("fedavg samples", draw)
+
+    def plan(self, job: Job, r: int) -> RoundPlan:
+        """The sampled workers train E epochs from the global row; then all rows become their average."""
+        config, clock = job.config, job.virtual_time
+        chosen_TN = self.samples_of(job)
+        epoch_steps_N = local_epoch_steps(job)
+        steps_N = epoch_steps_N * chosen_TN[r]
+        workers = chosen_TN[r].nonzero()[:, 0].numpy()
+        weights = job.batches.lengths_N[workers].double().numpy()
+        weights /= weights.sum()
+        N, m = config.num_workers, len(workers)
+        ends = np.arange(0, N * m + 1, m)
+        broadcast = sparse.csr_array((np.tile(weights, N), np.tile(workers, N), ends), shape=(N, N))
+        return RoundPlan(
+            steps_N=steps_N,
+            first_N=epoch_steps_N * chosen_TN[:r].sum(0),
+            lr=job.learning_rate(r, self.rounds(job)),
+            mixing=broadcast,
+            messages=2 * m,
+            seconds=float(clock.compute_N(steps_N.numpy()).max()) + 2 * clock.transfer(),
+            reset=() if config.keep_momentum else tuple(workers.tolist()),
+        )
+
+    def run(self, fleet: Fleet, job: Job, first: int = 0) -> Iterator[Round]:
+        """The rounds; with server momentum the server moves by an average of its past moves:
+        v <- beta v + (global - average), global <- global - v."""
+        beta = job.config.server_momentum
+        for r in range(first, self.rounds(job)):
+            step = self.plan(job, r)
+            before_RD = fleet.rows_RD[:: fleet.num_workers].clone() if beta else None
+            if r == 0 and job.config.init == "per_worker":
+                fleet.mix(step.mixing)  # the server has one model to begin with
+                before_RD = fleet.rows_RD[:: fleet.num_workers].clone() if beta else None
+            loss_R = train_round(fleet, step)
+            fleet.mix(step.mixing)
+            if before_RD is not None:
+                velocity_RD = fleet.extra.setdefault("server_momentum", torch.zeros_like(before_RD))
+                velocity_RD.mul_(beta).add_(before_RD - fleet.rows_RD[:: fleet.num_workers])
+                fleet.rows_RD.copy_((before_RD - velocity_RD).repeat_interleave(fleet.num_workers, 0))
+            yield finished(fleet, step, r + 1, loss_R)
+
+    def not_linear(self, config: Config) -> str | None:
+        """Server momentum carries a state that the recursion does not know."""
+        if config.server_momentum:
+            return "the adjoint of --server_momentum is not written"
+        if config.init == "per_worker":
+            return "fedavg with --init per_worker starts with an average that is no round"
+        return None
 
 
 def sampled_workers(config: Config) -> int:
     """Workers a round: the share of N, one at least."""
     return max(1, round(config.fraction_fit * config.num_workers))
-
-
-def samples_of(job: Job) -> Tensor:
-    """Which workers each round samples [T, N], bool: a pure function of the seed, computed once."""
-
-    def draw() -> Tensor:
-        config, T = job.config, rounds(job)
-        order_TN = permutations(torch.full((T,), config.num_workers), config.seed, "fedavg", torch.arange(T)[:, None])
-        chosen_TN = torch.zeros(T, config.num_workers, dtype=torch.bool)
-        return chosen_TN.scatter_(1, order_TN[:, : sampled_workers(config)], True)
-
-    return job.once("fedavg samples", draw)
-
-
-def plan(job: Job, r: int) -> RoundPlan:
-    """The sampled workers train E epochs from the global row; then all rows become their average."""
-    config, clock = job.config, job.virtual_time
-    chosen_TN = samples_of(job)
-    epoch_steps_N = local_epoch_steps(job)
-    steps_N = epoch_steps_N * chosen_TN[r]
-    workers = chosen_TN[r].nonzero()[:, 0].numpy()
-    weights = job.batches.lengths_N[workers].double().numpy()
-    weights /= weights.sum()
-    N, m = config.num_workers, len(workers)
-    broadcast = sparse.csr_array((np.tile(weights, N), np.tile(workers, N), np.arange(0, N * m + 1, m)), shape=(N, N))
-    return RoundPlan(
-        steps_N=steps_N,
-        first_N=epoch_steps_N * chosen_TN[:r].sum(0),
-        lr=job.learning_rate(r, rounds(job)),
-        mixing=broadcast,
-        messages=2 * m,
-        seconds=float(clock.compute_N(steps_N.numpy()).max()) + 2 * clock.transfer(),
-        reset=() if config.keep_momentum else tuple(workers.tolist()),
-    )
-
-
-def run(fleet: Fleet, job: Job, first: int = 0) -> Iterator[Round]:
-    """The rounds; with server momentum the server moves by an average of its past moves:
-    v <- beta v + (global - average), global <- global - v."""
-    beta = job.config.server_momentum
-    for r in range(first, rounds(job)):
-        step = plan(job, r)
-        before_RD = fleet.rows_RD[:: fleet.num_workers].clone() if beta else None
-        if r == 0 and job.config.init == "per_worker":
-            fleet.mix(step.mixing)  # the server has one model to begin with
-            before_RD = fleet.rows_RD[:: fleet.num_workers].clone() if beta else None
-        loss_R = train_round(fleet, step)
-        fleet.mix(step.mixing)
-        if before_RD is not None:
-            velocity_RD = fleet.extra.setdefault("server_momentum", torch.zeros_like(before_RD))
-            velocity_RD.mul_(beta).add_(before_RD - fleet.rows_RD[:: fleet.num_workers])
-            fleet.rows_RD.copy_((before_RD - velocity_RD).repeat_interleave(fleet.num_workers, 0))
-        yield finished(fleet, step, r + 1, loss_R)
-
-
-def not_linear(config: Config) -> str | None:
-    """Server momentum carries a state that the recursion does not know."""
-    if config.server_momentum:
-        return "the adjoint of --server_momentum is not written"
-    if config.init == "per_worker":
-        return "fedavg with --init per_worker starts with an average that is no round"
-    return None

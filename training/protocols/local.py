@@ -8,20 +8,18 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from training.protocols import RoundPlan, execute, gossip
+from training.protocols import RoundPlan
+from training.protocols.gossip import Gossip
 
 if TYPE_CHECKING:
     from training.build import Job
 
-rounds = gossip.rounds
 
+class Local(Gossip):
+    """Gossip's rounds without the gossip."""
 
-def plan(job: Job, r: int) -> RoundPlan:
-    """Gossip's round without the gossip."""
-    alone = gossip.plan(job, r)
-    seconds = float(job.virtual_time.compute_N(alone.steps_N.numpy()).max())
-    return dataclasses.replace(alone, mixing=None, messages=0, seconds=seconds)
-
-
-run = execute
-not_linear = gossip.not_linear
+    def plan(self, job: Job, r: int) -> RoundPlan:
+        """Everybody trains."""
+        alone = super().plan(job, r)
+        seconds = float(job.virtual_time.compute_N(alone.steps_N.numpy()).max())
+        return dataclasses.replace(alone, mixing=None, messages=0, seconds=seconds)

@@ -21,17 +21,18 @@ from utils.progress import Progress, ignored
 
 @dataclass(frozen=True)
 class Step:
-    """Local step t of the run, and what follows it.
+    """One local step of the run, and what follows it.
 
         m_k <- beta m_k + grad_k + wd x_k;   x_k <- x_k - lr m_k    for the active workers
         X <- W X                                                     unless ``mixing`` is None
 
-    ``active``: workers that train (None: all). ``reset``: workers whose momentum is set to zero BEFORE
-    the step. ``mix_momentum``: momentum rows are mixed too.
+    ``numbers_N``: which of its own steps each worker makes (it selects the batch). ``active``: workers that
+    train (None: all). ``reset``: workers whose momentum is set to zero BEFORE the step. ``mix_momentum``:
+    momentum rows are mixed too.
     """
 
-    index: int
     lr: float
+    numbers_N: Tensor
     mixing: sparse.csr_array | None = None
     active: tuple[int, ...] | None = None
     reset: tuple[int, ...] = ()
