@@ -121,8 +121,8 @@ def draw(stage1: Stage1, results: dict[str, Any], method: str | None, run_dir: P
     data, ids = stage1.job.dataset, stage1.job.train_ids
     flipped = set(stage1.job.corruption.get("flipped", []))
     plots.plot_contact_sheet(
-        data.images_nCHW[ids].movedim(1, -1).numpy(),
-        data.labels_n[ids].numpy(),
+        data.inputs_n[ids].movedim(1, -1).numpy(),
+        data.targets_n[ids].numpy(),
         scores_n[ids].numpy(),
         ids.numpy(),
         data.class_names,

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import main
+import training.round_losses
 import training.trainer
 from benchmarks.common import MIB, repeat_for, synchronize
 from benchmarks.influence_probes import Case, build_job
@@ -164,11 +165,11 @@ def synchronizations(model: str, engine: str, device: str) -> Callable[[str], di
     events = Gossip().run(fleet, job)
     special = small_fleet(model, "all", engine, device, torch.float32)
     for t in range(ROUNDS):  # steps are recorded, and permutations of the shards are made
-        training.trainer.mean_loss(next(events))
+        training.round_losses.mean_loss(next(events))
         special.step(torch.full((WORKERS,), t), LR)
     watched = {
         "step": lambda: fleet.step(steps_N, LR),
-        "round": lambda: training.trainer.mean_loss(next(events)),
+        "round": lambda: training.round_losses.mean_loss(next(events)),
         "step, all options": lambda: special.step(torch.full((WORKERS,), ROUNDS), LR),
     }
     watched["step"]()  # outside of a round, recorded too

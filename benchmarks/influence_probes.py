@@ -87,10 +87,10 @@ def build_job(case: Case, threads: int, device: str = "cpu") -> Job:
     )
     if case.images == "digits":
         return job
-    shape, count = (3, 32, 32), len(job.samples.labels_n)
+    shape, count = (3, 32, 32), len(job.samples.targets_n)
     images = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     half_C = torch.full(shape[:1], 0.5)
-    samples = dataclasses.replace(job.samples, images_nCHW=images, mean_C=half_C, std_C=half_C)
+    samples = dataclasses.replace(job.samples, inputs_n=images, mean_C=half_C, std_C=half_C)
     job.samples = samples.to(torch.device(device))
     job.model = load_model(case.model, 10, shape, seed=0)
     layout = RowLayout(job.model, case.channels_last)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from data.task import Classification, Task
 from data.transforms import augment, normalization, scale_and_shift
 from utils.random import hash64, permutations
 
@@ -65,27 +66,29 @@ class Batches:
 class Samples:
     """The data set on the device, decoded once; batches are gathered from it.
 
-    ``images_nCHW`` uint8, ``labels_n`` int64; ``augmentation``: 'none', 'crop' or 'crop_flip'.
+    ``inputs_n``: pictures, uint8 [n, C, H, W]; ``targets_n``: as the task encodes them. ``augmentation``: 'none',
+    'crop' or 'crop_flip'.
     """
 
-    images_nCHW: Tensor
-    labels_n: Tensor
+    inputs_n: Tensor
+    targets_n: Tensor
     mean_C: Tensor
     std_C: Tensor
     augmentation: str = "none"
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    task: Task = Classification(())
 
     def __post_init__(self) -> None:
         self._affine = normalization(self.mean_C, self.std_C, self.dtype)
-        self._stored = self.images_nCHW
+        self._stored = self.inputs_n
         if self.channels_last:  # gathering whole [H, W, C] blocks gives channels_last batches for free
-            self._stored = self.images_nCHW.movedim(1, -1).contiguous()
-            self.images_nCHW = self._stored.movedim(-1, 1)
+            self._stored = self.inputs_n.movedim(1, -1).contiguous()
+            self.inputs_n = self._stored.movedim(-1, 1)
 
     def to(self, device: torch.device) -> Samples:
         """The same samples on another device."""
-        tensors = ("images_nCHW", "labels_n", "mean_C", "std_C")
+        tensors = ("inputs_n", "targets_n", "mean_C", "std_C")
         return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
     def _gather(self, ids: Tensor) -> Tensor:
@@ -94,7 +97,7 @@ class Samples:
 
     def plain(self, ids_B: Tensor) -> tuple[Tensor, Tensor]:
         """Normalized images [*ids, C, H, W] and labels, as evaluation sees them."""
-        return scale_and_shift(self._gather(ids_B), *self._affine, self.dtype), self.labels_n[ids_B]
+        return scale_and_shift(self._gather(ids_B), *self._affine, self.dtype), self.targets_n[ids_B]
 
     def training(self, ids_nB: Tensor, keys_nB: Tensor | None) -> tuple[Tensor, Tensor]:
         """Normalized and, where the run augments, augmented images [n, B, C, H, W] and labels [n, B].
@@ -103,7 +106,7 @@ class Samples:
         if self.augmentation != "none" and keys_nB is not None:
             flat = augment(images.flatten(0, -4), keys_nB.flatten(), flip=self.augmentation == "crop_flip")
             images = flat.unflatten(0, ids_nB.shape)
-        return scale_and_shift(images, *self._affine, self.dtype), self.labels_n[ids_nB]
+        return scale_and_shift(images, *self._affine, self.dtype), self.targets_n[ids_nB]
 
 
 def augmentation_keys(seed: int, workers_n: Tensor, steps_n: Tensor, size: int) -> Tensor:

@@ -32,7 +32,7 @@ def corrupt(
     workers, kind = ([], None) if bad_data is None else parse_bad_data(bad_data, len(shards), seed)
     if dataset.num_classes < 2 and (flip_share > 0 or kind == "label_flip"):
         raise UsageError(f"--flip_labels and --bad_data label_flip need two classes or more; {dataset.name} has one.")
-    labels_n, images_nCHW = dataset.labels_n.clone(), dataset.images_nCHW
+    labels_n, images_nCHW = dataset.targets_n.clone(), dataset.inputs_n
     train_ids = torch.cat(shards).sort().values
     count = round(flip_share * len(train_ids))
     order = permutations(torch.tensor([len(train_ids)]), seed, "flip")[0]
@@ -48,7 +48,7 @@ def corrupt(
     shift = 1 + integers(dataset.num_classes - 1, seed, "flip to", flipped)
     labels_n[flipped] = (labels_n[flipped] + shift) % dataset.num_classes
     record = {"flipped": flipped.tolist(), "flip_share": flip_share, "bad_workers": workers, "kind": kind}
-    return dataclasses.replace(dataset, labels_n=labels_n, images_nCHW=images_nCHW), record
+    return dataclasses.replace(dataset, targets_n=labels_n, inputs_n=images_nCHW), record
 
 
 def parse_bad_data(text: str, num_workers: int, seed: int) -> tuple[list[int], str]:

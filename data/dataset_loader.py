@@ -1,4 +1,4 @@
-"""Data sets as tensors: read once, cached, with a sample id (= row of ``images_nCHW``) that never changes.
+"""Data sets as tensors: read once, cached, with a sample id (= row of ``inputs_n``) that never changes.
 
 To add a data set, write a reader in data/sources.py and add a line to ``DATASETS``.
 
@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +28,35 @@ from torch import Tensor
 from data import sources
 from data.pictures import check_memory, files_under
 from data.sources import Arrays
+from data.task import Classification, Task
 from data.transforms import resize
 from utils.digest import digest_json, digest_tensors
 from utils.errors import UsageError, choose
 from utils.random import hash64
 
-CACHE_VERSION = "2"  # raise it when a reader gives other pixels or another order
+CACHE_VERSION = "4"  # raise it when a reader gives other pixels or another order
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A whole data set in memory. A train sample's id is its row in ``images_nCHW``: the same for every
+    """A whole data set in memory. A train sample's id is its row in ``inputs_n``: the same for every
     seed, machine and file system. Mean and std are per channel, of the train pixels scaled to [0, 1]."""
 
     name: str
-    images_nCHW: Tensor  # uint8
-    labels_n: Tensor  # int64
-    test_images_mCHW: Tensor  # uint8
-    test_labels_m: Tensor  # int64
+    inputs_n: Tensor  # uint8
+    targets_n: Tensor  # int64
+    test_inputs_m: Tensor  # uint8
+    test_targets_m: Tensor  # int64
     class_names: tuple[str, ...]
     mean_C: Tensor  # float32
     std_C: Tensor  # float32, 1 for a channel that is constant
     fingerprint: dict[str, Any]  # counts and digests of what was loaded, before any corruption
     skipped: tuple[str, ...] = ()  # what was found in its folder and left out, in words
+
+    @cached_property
+    def task(self) -> Task:
+        """What is learned of it."""
+        return Classification(self.class_names)
 
     @property
     def num_classes(self) -> int:
@@ -57,12 +64,12 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        return self.images_nCHW.shape[1]
+        return self.inputs_n.shape[1]
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return tuple(self.images_nCHW.shape[-2:])
+        return tuple(self.inputs_n.shape[-2:])
 
 
 def digits(path: Path, image_size: int | None, download: bool, progress: bool) -> Arrays:
@@ -210,17 +217,17 @@ def _decoded(name: str, arrays: Arrays, image_size: int | None) -> Dataset:
     """What a reader gave, checked and resized."""
     _check(name, arrays)
     if image_size is not None:
-        images_nCHW, test_images_mCHW = arrays.images_nCHW, arrays.test_images_mCHW
+        images_nCHW, test_images_mCHW = arrays.inputs_n, arrays.test_inputs_m
         check_memory(len(images_nCHW) + len(test_images_mCHW), images_nCHW.shape[1], image_size, image_size)
         arrays = arrays._replace(
-            images_nCHW=resize(images_nCHW, image_size), test_images_mCHW=resize(test_images_mCHW, image_size)
+            inputs_n=resize(images_nCHW, image_size), test_inputs_m=resize(test_images_mCHW, image_size)
         )
     return _dataset(name, arrays, _fingerprint(arrays))
 
 
 def _dataset(name: str, arrays: Arrays, fingerprint: dict[str, Any]) -> Dataset:
     *data, skipped = arrays
-    return Dataset(name, *data, *_channel_statistics(arrays.images_nCHW), fingerprint, skipped)
+    return Dataset(name, *data, *_channel_statistics(arrays.inputs_n), fingerprint, skipped)
 
 
 def _fingerprint(arrays: Arrays) -> dict[str, Any]:
@@ -272,7 +279,7 @@ def _channel_statistics(images_nCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 # ------------------------------------------------------------------- the cache of decoded tensors
 
-_TENSORS = ("images_nCHW", "labels_n", "test_images_mCHW", "test_labels_m")
+_TENSORS = ("inputs_n", "targets_n", "test_inputs_m", "test_targets_m")
 
 
 def _digest_of_files(folder: Path) -> str:

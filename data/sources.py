@@ -40,10 +40,10 @@ class Arrays(NamedTuple):
     """What a reader returns; images are uint8 [., C, H, W], labels int64. ``skipped``: what the reader found
     and left out, in words."""
 
-    images_nCHW: Tensor
-    labels_n: Tensor
-    test_images_mCHW: Tensor
-    test_labels_m: Tensor
+    inputs_n: Tensor
+    targets_n: Tensor
+    test_inputs_m: Tensor
+    test_targets_m: Tensor
     class_names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
 

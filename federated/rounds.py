@@ -87,7 +87,7 @@ def fingerprint(job: Job, worker: int) -> str:
     train on the same data."""
     ids_n = job.shards[worker]
     data = job.dataset
-    return digest_tensors({"ids": ids_n, "labels": data.labels_n[ids_n], "images": data.images_nCHW[ids_n]})
+    return digest_tensors({"ids": ids_n, "labels": data.targets_n[ids_n], "images": data.inputs_n[ids_n]})
 
 
 def write_row(layout: RowLayout, row_D: Tensor) -> Arrays:

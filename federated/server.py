@@ -54,9 +54,7 @@ def train(grid: Grid, context: Context, config: Config) -> None:
     nodes = Nodes(grid, job, context.run_id, keys, float(settings["nodes-seconds"]), float(settings["reply-seconds"]))
     trainer = Trainer(job, run_dir, notes={"deployment": {"flwr": version("flwr"), "nodes": config.num_workers}})
     trainer.protocol = DeployedFedAvg(nodes.exchange)
-    trainer.start()
-    trainer.run()
-    summary = trainer.finish()
+    summary = trainer.train()
     if config.plots:
         from visualization.plot_utils import plot_run
 

@@ -12,7 +12,7 @@ from tests.runs import digits_job
 from tests.stand_in import Log, stand_in, unlogged
 from training.build import Job
 from training.protocols import load_protocol
-from training.trainer import mean_loss
+from training.round_losses import mean_loss
 from workers.evaluation import predictions
 from workers.worker_vision import Fleet
 
@@ -41,16 +41,15 @@ def trained(job: Job) -> dict[str, Tensor]:
     """Everything that training and looking at its result computes."""
     fleet = job.make_fleet()
     losses = torch.tensor(rounds_of(job, fleet), dtype=torch.float64)
-    loss_N, accuracy_N = fleet.evaluate(job.samples, job.val_ids)
+    measured = fleet.evaluate(job.samples, job.val_ids)
     model_1D = fleet.consensus()
     return {
         "losses": losses,
         "rows": fleet.rows_RD,
         "momentum": fleet.momentum_RP,
-        "loss_N": loss_N,
-        "accuracy_N": accuracy_N,
+        **{f"{name}_N": value_N for name, value_N in measured.items()},
         "consensus": model_1D,
-        "loss_1": fleet.evaluate(job.samples, job.val_ids, model_1D)[0],
+        "loss_1": fleet.evaluate(job.samples, job.val_ids, model_1D)["loss"],
         "distance": fleet.consensus_distance(),
         "predictions": predictions(fleet.engine, fleet.rows_RD, job.samples, job.val_ids),
     }

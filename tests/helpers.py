@@ -48,7 +48,7 @@ def small_fleet(
     """A fleet of len(lengths) workers on small_samples."""
     samples = samples or small_samples(dtype=dtype, channels_last=channels_last)
     if isinstance(model, str):
-        model = load_model(model, 4, tuple(samples.images_nCHW.shape[1:]), seed=seed).to(dtype)
+        model = load_model(model, 4, tuple(samples.inputs_n.shape[1:]), seed=seed).to(dtype)
     layout = RowLayout(model, channels_last, align)
     row_D = torch.zeros(layout.D, dtype=dtype)
     layout.write(model, row_D)

@@ -113,7 +113,7 @@ def test_a_machine_with_other_data_is_refused(tmp_path):
     prune(tmp_path, "--stage", "1")
     config = parse(PruningConfig, arguments(tmp_path), "")
     stage1 = open_stage1(config)
-    masks = torch.ones(1, len(stage1.job.dataset.labels_n)).numpy()
+    masks = torch.ones(1, len(stage1.job.dataset.targets_n)).numpy()
     assert retrain._retrain_elsewhere(stage1.recipe, masks, "nodes").shape == (1,)
     with pytest.raises(ValueError, match="other data"):
         retrain._retrain_elsewhere(dataclasses.replace(stage1.recipe, run="0" * 64), masks, "nodes")

@@ -17,11 +17,11 @@ from utils.errors import UsageError
 
 def test_digits_are_the_same_everywhere():
     data = load_dataset("digits")
-    assert data.images_nCHW.shape == (1438, 1, 8, 8) and data.test_images_mCHW.shape == (359, 1, 8, 8)
-    assert data.images_nCHW.dtype == torch.uint8 and data.images_nCHW.max() == 255
-    assert data.labels_n.dtype == torch.int64
+    assert data.inputs_n.shape == (1438, 1, 8, 8) and data.test_inputs_m.shape == (359, 1, 8, 8)
+    assert data.inputs_n.dtype == torch.uint8 and data.inputs_n.max() == 255
+    assert data.targets_n.dtype == torch.int64
     assert (data.num_classes, data.channels, data.image_size) == (10, 1, (8, 8))
-    stored = hashlib.sha256(data.images_nCHW.numpy().tobytes() + data.test_labels_m.numpy().tobytes())
+    stored = hashlib.sha256(data.inputs_n.numpy().tobytes() + data.test_targets_m.numpy().tobytes())
     assert stored.hexdigest() == "5d7705b6544b271710c6f29f17bd672cb133098e5d1e3c43b0e4928a15a4dc59"
 
 
@@ -31,16 +31,16 @@ def test_digits_test_split_is_stratified_and_every_digit_is_used_once():
     data, bunch = load_dataset("digits"), load_digits()
     for label in range(10):
         count = (bunch.target == label).sum()
-        assert (data.test_labels_m == label).sum() == round(0.2 * count)
-    both = torch.cat([data.images_nCHW, data.test_images_mCHW]).flatten(1).double() * 16 / 255
+        assert (data.test_targets_m == label).sum() == round(0.2 * count)
+    both = torch.cat([data.inputs_n, data.test_inputs_m]).flatten(1).double() * 16 / 255
     original = bunch.images.reshape(1797, 64)
     assert sorted(map(tuple, both.round().tolist())) == sorted(map(tuple, original.tolist()))
 
 
 def test_statistics_are_those_of_the_train_images():
     data = load_dataset("digits", image_size=11)
-    scaled = data.images_nCHW.double() / 255
-    assert data.images_nCHW.shape[-2:] == data.test_images_mCHW.shape[-2:] == (11, 11)
+    scaled = data.inputs_n.double() / 255
+    assert data.inputs_n.shape[-2:] == data.test_inputs_m.shape[-2:] == (11, 11)
     assert data.mean_C.tolist() == pytest.approx([scaled.mean().item()])
     assert data.std_C.tolist() == pytest.approx([scaled.std(correction=0).item()])
 
@@ -122,7 +122,7 @@ def test_subset_keeps_shares_and_the_numbers_of_recorded_runs():
 @pytest.fixture
 def one_class():
     data = load_dataset("digits")
-    zeros = torch.zeros_like(data.labels_n)
+    zeros = torch.zeros_like(data.targets_n)
     return dataclasses.replace(data, labels_n=zeros, test_labels_m=zeros[:359], class_names=("zero",))
 
 
@@ -134,7 +134,7 @@ def test_a_single_class_cannot_be_flipped(one_class, flip_share, bad_data):
 
 def test_noise_needs_no_second_class(one_class):
     noisy, record = corrupt(one_class, [torch.arange(5), torch.arange(5, 9)], 0.0, "1:noise", 0)
-    assert record["kind"] == "noise" and not torch.equal(noisy.images_nCHW, one_class.images_nCHW)
+    assert record["kind"] == "noise" and not torch.equal(noisy.inputs_n, one_class.inputs_n)
 
 
 def test_the_fingerprint_is_that_of_the_data_before_they_are_corrupted():

@@ -47,7 +47,7 @@ def test_cache_is_used_until_a_file_changes(tmp_path, load, monkeypatch):
     # same name, same size, another time
     Image.new("L", (6, 6), 222).save(root / "train" / "ant" / "0.bmp")
     os.utime(root / "train" / "ant" / "0.bmp", ns=(1, 1))
-    assert load("imagefolder", root).images_nCHW[0].unique().tolist() == [222]
+    assert load("imagefolder", root).inputs_n[0].unique().tolist() == [222]
     assert len(list((tmp_path / "cache").iterdir())) == 1  # the old one is replaced, not kept
 
 
@@ -119,7 +119,7 @@ def test_default_places(tmp_path, monkeypatch):
     picture_folder(tmp_path / "datasets" / "imagefolder")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert len(load_dataset("imagefolder", progress=False).labels_n) == 6
+    assert len(load_dataset("imagefolder", progress=False).targets_n) == 6
     assert len(list((tmp_path / "xdg" / "decentralized-learning").glob("imagefolder-*.safetensors"))) == 1
 
 
@@ -141,10 +141,10 @@ def test_a_change_in_a_deep_folder_is_seen_and_circles_of_links_end(tmp_path, lo
     (deep / "itself").symlink_to("itself")
     picture = Image.new("L", (6, 6), 5)
     picture.save(deep / "0.bmp")
-    assert load("imagefolder", root).images_nCHW[:, 0, 0, 0].tolist()[:4] == [0, 1, 2, 5]
+    assert load("imagefolder", root).inputs_n[:, 0, 0, 0].tolist()[:4] == [0, 1, 2, 5]
     Image.new("L", (6, 6), 6).save(deep / "0.bmp")
     os.utime(deep / "0.bmp", ns=(1, 1))
-    assert load("imagefolder", root).images_nCHW[:, 0, 0, 0].tolist()[:4] == [0, 1, 2, 6]
+    assert load("imagefolder", root).inputs_n[:, 0, 0, 0].tolist()[:4] == [0, 1, 2, 6]
 
 
 # --------------------------------------------------------------- the fingerprint
@@ -158,10 +158,10 @@ def test_fingerprint_describes_what_was_loaded(tmp_path, load):
         "test_samples": 8,
         "shape": [3, 6, 8],
         "classes": 2,
-        "inputs": digest_tensors({"inputs": data.images_nCHW}),
-        "labels": digest_tensors({"labels": data.labels_n}),
-        "test_inputs": digest_tensors({"inputs": data.test_images_mCHW}),
-        "test_labels": digest_tensors({"labels": data.test_labels_m}),
+        "inputs": digest_tensors({"inputs": data.inputs_n}),
+        "labels": digest_tensors({"labels": data.targets_n}),
+        "test_inputs": digest_tensors({"inputs": data.test_inputs_m}),
+        "test_labels": digest_tensors({"labels": data.test_targets_m}),
         "class_names": digest_json(["ant", "bee"]),
     }
     assert json.loads(json.dumps(data.fingerprint)) == data.fingerprint

@@ -110,8 +110,8 @@ def fashionmnist(tmp_path, monkeypatch, datasets):
 
 def assert_holds(data, content):
     for part, images, labels in (
-        ("train", data.images_nCHW, data.labels_n),
-        ("test", data.test_images_mCHW, data.test_labels_m),
+        ("train", data.inputs_n, data.targets_n),
+        ("test", data.test_inputs_m, data.test_targets_m),
     ):
         assert images.dtype == torch.uint8 and labels.dtype == torch.int64
         assert np.array_equal(images.numpy(), content[part][0])
@@ -150,7 +150,7 @@ def test_fashionmnist(fashionmnist, load, tmp_path, place, packed):
 
 def test_image_size_resizes_arrays(svhn, load):
     data = load("svhn", svhn[0], image_size=16)
-    assert data.images_nCHW.shape == (12, 3, 16, 16) and data.test_images_mCHW.shape == (5, 3, 16, 16)
+    assert data.inputs_n.shape == (12, 3, 16, 16) and data.test_inputs_m.shape == (5, 3, 16, 16)
 
 
 def test_missing_files_are_named_with_the_way_out(tmp_path, load):

@@ -34,10 +34,10 @@ def test_imagefolder_order_is_class_then_file_name(tmp_path, load):
     (root / "train" / ".hidden").mkdir()
     data = load("imagefolder", root)
     assert data.class_names == ("Cat", "ant", "bee")
-    assert data.labels_n.tolist() == data.test_labels_m.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert data.targets_n.tolist() == data.test_targets_m.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert data.channels == 1
-    assert data.images_nCHW[:, 0, 3, 3].tolist() == [100, 101, 102, 50, 51, 52, 0, 1, 2]
-    assert data.test_images_mCHW[:, 0, 3, 3].tolist() == [110, 111, 112, 60, 61, 62, 10, 11, 12]
+    assert data.inputs_n[:, 0, 3, 3].tolist() == [100, 101, 102, 50, 51, 52, 0, 1, 2]
+    assert data.test_inputs_m[:, 0, 3, 3].tolist() == [110, 111, 112, 60, 61, 62, 10, 11, 12]
 
 
 @pytest.mark.parametrize("size", [6, 100])  # small files are decoded in one thread, large ones in several
@@ -46,14 +46,14 @@ def test_many_files_keep_their_order(tmp_path, load, monkeypatch, size):
     root = picture_folder(tmp_path / "pictures", sizes=((size, size),), suffix=".bmp", per_class=150, classes=("one",))
     data = load("imagefolder", root)
     names = sorted(f"{i}.bmp" for i in range(150))
-    assert data.images_nCHW[:, 0, 0, 0].tolist() == [int(name[:-4]) for name in names]
+    assert data.inputs_n[:, 0, 0, 0].tolist() == [int(name[:-4]) for name in names]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".jpg", ".JPEG", ".webp"])
 def test_colour_formats(tmp_path, load, suffix):
     data = load("imagefolder", picture_folder(tmp_path / "pictures", mode="RGB", suffix=suffix))
     expected = [[v, 255 - v, 7] for v in (0, 1, 2, 50, 51, 52)]
-    seen = data.images_nCHW[:, :, 2, 2].int()
+    seen = data.inputs_n[:, :, 2, 2].int()
     assert (seen - torch.tensor(expected)).abs().max() <= (0 if suffix in (".png", ".bmp") else 4)
 
 
@@ -69,7 +69,7 @@ def test_picture_modes(tmp_path, load):
     upright.rotate(90, expand=True).save(folder / "d.png", exif=exif)
     data = load("imagefolder", root)
     assert data.channels == 3  # any colour makes all of them colour
-    assert data.images_nCHW[:6, :, 0, 0].tolist() == [
+    assert data.inputs_n[:6, :, 0, 0].tolist() == [
         [0] * 3,
         [1] * 3,
         [2] * 3,
@@ -77,7 +77,7 @@ def test_picture_modes(tmp_path, load):
         [9, 8, 7],
         [0x12] * 3,
     ]
-    assert np.array_equal(data.images_nCHW[6].permute(1, 2, 0), np.asarray(upright))
+    assert np.array_equal(data.inputs_n[6].permute(1, 2, 0), np.asarray(upright))
 
 
 def test_mixed_sizes(tmp_path, load):
@@ -85,8 +85,8 @@ def test_mixed_sizes(tmp_path, load):
     with pytest.raises(UsageError, match="40x20.*20x30.*--image_size"):
         load("imagefolder", root)
     data = load("imagefolder", root, image_size=8)
-    assert data.images_nCHW.shape == (6, 1, 8, 8)
-    assert (data.images_nCHW[:, 0, 4, 4].int() - torch.tensor([0, 1, 2, 50, 51, 52])).abs().max() <= 1
+    assert data.inputs_n.shape == (6, 1, 8, 8)
+    assert (data.inputs_n[:, 0, 4, 4].int() - torch.tensor([0, 1, 2, 50, 51, 52])).abs().max() <= 1
 
 
 def test_folder_pictures_are_cropped_to_the_centre(tmp_path, load):
@@ -94,7 +94,7 @@ def test_folder_pictures_are_cropped_to_the_centre(tmp_path, load):
     stripes = np.repeat(np.array([0, 200, 90], np.uint8), 8)[None].repeat(8, 0)  # left, centre, right
     for file in root.rglob("*.png"):
         Image.fromarray(stripes).save(file)
-    assert load("imagefolder", root, image_size=4).images_nCHW[..., 1:3].unique().tolist() == [200]
+    assert load("imagefolder", root, image_size=4).inputs_n[..., 1:3].unique().tolist() == [200]
 
 
 def test_imagefolder_errors_say_what_is_expected(tmp_path, load):
@@ -133,7 +133,7 @@ def test_pictures_in_subfolders_are_read_in_the_order_of_their_paths(tmp_path, l
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (6, 6), value).save(file)
     data = load("imagefolder", root)
-    assert data.images_nCHW[data.labels_n == 0, 0, 0, 0].tolist() == [0, 1, 2, 203, 202, 201, 204]
+    assert data.inputs_n[data.targets_n == 0, 0, 0, 0].tolist() == [0, 1, 2, 203, 202, 201, 204]
     assert data.skipped == ()
 
 
@@ -149,7 +149,7 @@ def test_linked_folders_are_read_and_circles_end(tmp_path, load):
     (ant / "around").symlink_to(root)
     (ant / "itself").symlink_to("itself")
     data = load("imagefolder", root)
-    assert data.images_nCHW[data.labels_n == 0, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]
+    assert data.inputs_n[data.targets_n == 0, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]
 
 
 def test_folders_in_folders_are_no_recursion(tmp_path):
@@ -174,7 +174,7 @@ def test_formats_that_pil_reads(tmp_path, load, suffix):
     colour = Image.new("1" if suffix == ".pbm" else "RGB", (16, 16), "white")
     colour.save(root / "train" / "ant" / f"3{suffix}")
     data = load("imagefolder", root)
-    assert len(data.labels_n) == 7 and (data.images_nCHW[3] >= 253).all()
+    assert len(data.targets_n) == 7 and (data.inputs_n[3] >= 253).all()
 
 
 def test_of_several_pages_the_first_is_read_and_a_tiff_is_turned_upright(tmp_path, load):
@@ -186,8 +186,8 @@ def test_of_several_pages_the_first_is_read_and_a_tiff_is_turned_upright(tmp_pat
     upright = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(3, 2))
     upright.rotate(90, expand=True).save(root / "train" / "ant" / "4.tif", exif=exif)
     data = load("imagefolder", root)
-    assert data.images_nCHW[3].unique().tolist() == [70]
-    assert data.images_nCHW[4].flatten().tolist() == list(range(6))
+    assert data.inputs_n[3].unique().tolist() == [70]
+    assert data.inputs_n[4].flatten().tolist() == list(range(6))
 
 
 @pytest.mark.parametrize("name", ["eps", "wmf", "fits", "pdf"])
@@ -211,7 +211,7 @@ def test_what_is_left_out_is_said_at_every_start(tmp_path, load):
     for _ in ("decoded", "from the cache"):
         data = load("imagefolder", root)
         assert data.skipped == ("4 files that are no readable pictures of a class (0.png, a.csv, ...)",)
-        assert len(data.labels_n) == len(data.test_labels_m) == 6
+        assert len(data.targets_n) == len(data.test_targets_m) == 6
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, load, monkeypatch):
@@ -227,7 +227,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, load, monkeypatch):
     with pytest.raises(UsageError, match="private: Permission denied"):
         load("imagefolder", root)
     (root / "train" / "ant" / "private").rename(root / "private")
-    assert len(load("imagefolder", root).labels_n) == 6  # not a folder of pictures: lost+found, say
+    assert len(load("imagefolder", root).targets_n) == 6  # not a folder of pictures: lost+found, say
 
 
 # --------------------------------------------------------------- pixels
@@ -240,14 +240,14 @@ def test_a_grey_palette_is_grey(tmp_path, load, suffix):
     picture.putpalette([0, 0, 0, 200, 200, 200, 90, 90, 90])
     picture.save(root / "train" / "ant" / f"3{suffix}")
     data = load("imagefolder", root)
-    assert data.channels == 1 and data.images_nCHW[3].unique().tolist() == [90]
+    assert data.channels == 1 and data.inputs_n[3].unique().tolist() == [90]
 
 
 def test_32_bit_grey_is_clipped_to_16_bits_and_floats_are_refused(tmp_path, load):
     root = picture_folder(tmp_path / "pictures", sizes=((4, 1),))
     wide = np.array([[-5, 0x1234, 65535, 70000]], np.int32)
     Image.fromarray(wide).save(root / "train" / "ant" / "3.tif")
-    assert load("imagefolder", root).images_nCHW[3].flatten().tolist() == [0, 0x12, 255, 255]
+    assert load("imagefolder", root).inputs_n[3].flatten().tolist() == [0, 0x12, 255, 255]
     Image.fromarray(wide.astype(np.float32)).save(root / "train" / "ant" / "4.tif")
     with pytest.raises(UsageError, match="4.tif: its pixels are floating point"):
         load("imagefolder", root)
@@ -256,8 +256,8 @@ def test_32_bit_grey_is_clipped_to_16_bits_and_floats_are_refused(tmp_path, load
 @pytest.mark.parametrize("size", [(1, 1), (1, 300)])
 def test_tiny_and_narrow_pictures(tmp_path, load, size):
     root = picture_folder(tmp_path / "pictures", sizes=(size,))
-    assert load("imagefolder", root).images_nCHW.shape == (6, 1, *size[::-1])
-    assert load("imagefolder", root, image_size=5).images_nCHW.shape == (6, 1, 5, 5)
+    assert load("imagefolder", root).inputs_n.shape == (6, 1, *size[::-1])
+    assert load("imagefolder", root, image_size=5).inputs_n.shape == (6, 1, 5, 5)
 
 
 def test_more_than_fits_into_memory(tmp_path, load, monkeypatch):

@@ -56,10 +56,10 @@ def tiny(tmp_path):
 
 
 def assert_tiny(data):
-    assert data.labels_n.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert data.images_nCHW[:, :, 9, 9].tolist() == [[40 * c + i] * 3 for c in range(3) for i in range(3)]
-    assert data.test_labels_m.tolist() == [2, 0, 1]
-    assert data.test_images_mCHW[:, 0, 0, 0].tolist() == [100, 101, 102]
+    assert data.targets_n.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert data.inputs_n[:, :, 9, 9].tolist() == [[40 * c + i] * 3 for c in range(3) for i in range(3)]
+    assert data.test_targets_m.tolist() == [2, 0, 1]
+    assert data.test_inputs_m[:, 0, 0, 0].tolist() == [100, 101, 102]
     assert data.class_names == ("goldfish", "bullfrog", "n03")
 
 

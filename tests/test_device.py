@@ -83,7 +83,7 @@ def test_the_way_of_devices_leads_to_the_same_place(name):
 @in_own_process
 def test_replicas_with_weights_give_the_bits_of_the_cpu(engine):
     def retrained(job: Job) -> dict[str, Tensor]:
-        weights_Mn = torch.ones(3, len(job.dataset.labels_n))
+        weights_Mn = torch.ones(3, len(job.dataset.targets_n))
         weights_Mn[1, job.train_ids[::3]] = 0.0
         weights_Mn[2, job.train_ids[::2]] = 0.5
         return {target: retrain(job, 3, weights_Mn, target) for target in ("nodes", "consensus", "worker:1")}

@@ -4,8 +4,6 @@ kernels it launches. The figures are those of the code as it is: lower them with
 
 from __future__ import annotations
 
-from unittest import mock
-
 import pytest
 import torch
 
@@ -86,7 +84,7 @@ def parts_of(log: Log, job: Job, folder) -> dict[str, tuple[tuple[int, int], str
         "round": measure(log, lambda: trainer._late.put(next(rounds))),
         "gossip": measure(log, lambda: fleet.mix(job.topology.mixing(0))),
         "step": measure(log, lambda: fleet.step(steps_N, 0.0625)),
-        "evaluation": measure(log, lambda: trainer._evaluate(mock.Mock(), 0.0625)),
+        "evaluation": measure(log, lambda: trainer._evaluate(0.0625)),
     }
 
 
@@ -113,7 +111,7 @@ def test_steps_under_other_settings_are_in_the_budget(name):
     workers, weighted = settings.pop("workers", None), settings.pop("weighted", False)
     with stand_in() as log:
         job = a_job("cuda", model="mlp", num_workers=8, **settings)
-        weights_Mn = torch.ones(1, len(job.dataset.labels_n))
+        weights_Mn = torch.ones(1, len(job.dataset.targets_n))
         weights_Mn[:, job.train_ids[0]] = 0.5 if weighted else 1.0
         fleet, steps_N = job.make_fleet(weights_Mn), torch.zeros(8, dtype=torch.int64)
         fleet.step(steps_N, 0.0625, workers)

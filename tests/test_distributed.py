@@ -214,7 +214,7 @@ if os.environ["RANK"] == "1":
     digits = loader.DATASETS["digits"]
     def changed(*arguments):
         arrays = digits(*arguments)
-        arrays.images_nCHW[0, 0, 0, 0] += 1
+        arrays.inputs_n[0, 0, 0, 0] += 1
         return arrays
     loader.DATASETS["digits"] = changed
 """

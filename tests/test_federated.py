@@ -139,7 +139,7 @@ def test_the_fingerprint_tells_shards_and_pixels_apart():
     job, same, seed = (job_of(f"--num_workers 2 --seed {s}") for s in (0, 0, 1))
     assert fingerprint(job, 0) == fingerprint(same, 0)
     assert len({fingerprint(job, 0), fingerprint(job, 1), fingerprint(seed, 0)}) == 3
-    same.dataset.images_nCHW[same.shards[0][0]] ^= 1
+    same.dataset.inputs_n[same.shards[0][0]] ^= 1
     assert fingerprint(job, 0) != fingerprint(same, 0)
 
 

@@ -151,9 +151,9 @@ def test_one_hop_dice_tends_to_its_ground_truth_as_the_rate_falls():
             fleet = job.make_fleet(weights_n[None])
             fleet.rows_RD = states[0].clone()
             fleet.step(torch.full((8,), t), lr)
-            own = fleet.evaluate(job.samples, job.val_ids)[0][3].item() / 8
+            own = fleet.evaluate(job.samples, job.val_ids)["loss"][3].item() / 8
             fleet.mix(job.topology.mixing(t))
-            truth += sign * (own + fleet.evaluate(job.samples, job.val_ids)[0].mean().item())
+            truth += sign * (own + fleet.evaluate(job.samples, job.val_ids)["loss"].mean().item())
         errors.append(abs(estimate - truth) / abs(truth))
     assert errors[0] < 0.2 and errors[1] < errors[0] / 4 and errors[2] < errors[1] / 4
 
@@ -182,7 +182,7 @@ def test_validation_gradient_and_hessian_products_are_autograds():
     run = recorded(job)
     rows_ND = run.final()
     value_R, gradient_RD = run.validation_gradient(rows_ND)
-    torch.testing.assert_close(value_R.double(), run.fleet.evaluate(job.samples, job.val_ids, rows_ND)[0])
+    torch.testing.assert_close(value_R.double(), run.fleet.evaluate(job.samples, job.val_ids, rows_ND)["loss"])
     torch.testing.assert_close(gradient_RD[1], torch_gradient(job, rows_ND[1], job.val_ids), rtol=1e-9, atol=1e-12)
 
 

@@ -161,9 +161,9 @@ def test_final_model_reproduces_the_test_accuracy(finished):
     model = networks.load_model(finished / "model.safetensors")
     dataset = load_dataset("digits")
     test = Samples(
-        dataset.test_images_mCHW, dataset.test_labels_m, dataset.mean_C, dataset.std_C, "none", torch.float32
+        dataset.test_inputs_m, dataset.test_targets_m, dataset.mean_C, dataset.std_C, "none", torch.float32
     )
-    images, labels_n = test.plain(torch.arange(len(dataset.test_labels_m)))
+    images, labels_n = test.plain(torch.arange(len(dataset.test_targets_m)))
     with torch.no_grad():
         logits = model.eval()(images)
     accuracy = (logits.argmax(1) == labels_n).float().mean().item()

@@ -46,8 +46,8 @@ def save_pictures(folder: Path, images_kCHW: torch.Tensor) -> list[str]:
 def test_pictures_are_named(tmp_path, capsys):
     run_dir = train(tmp_path, "--epochs", "3")
     digits, model = load_dataset("digits"), open_model(run_dir / "model.safetensors")
-    files = save_pictures(tmp_path / "pictures", digits.test_images_mCHW[:20])
-    expected = model.probabilities(digits.test_images_mCHW[:20])
+    files = save_pictures(tmp_path / "pictures", digits.test_inputs_m[:20])
+    expected = model.probabilities(digits.test_inputs_m[:20])
     capsys.readouterr()
     assert predict.main([str(run_dir / "model.safetensors"), str(tmp_path / "pictures"), "--top", "2"]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
@@ -56,7 +56,7 @@ def test_pictures_are_named(tmp_path, capsys):
     assert [float(row[2]) for row in rows] == pytest.approx(expected.max(1).values.tolist(), abs=1e-4)
     assert all(float(row[2]) >= float(row[4]) for row in rows)
 
-    coloured = digits.test_images_mCHW[:20].expand(-1, 3, -1, -1)  # the same pictures in a file of colours
+    coloured = digits.test_inputs_m[:20].expand(-1, 3, -1, -1)  # the same pictures in a file of colours
     assert torch.equal(model.probabilities(model.decode(save_pictures(tmp_path / "coloured", coloured))), expected)
 
 

@@ -52,7 +52,7 @@ def job_like(train: int, val: int, test: int, epochs: float) -> SimpleNamespace:
     return SimpleNamespace(
         train_ids=torch.arange(train),
         val_ids=torch.arange(val),
-        test_samples=SimpleNamespace(labels_n=torch.arange(test)),
+        test_samples=SimpleNamespace(targets_n=torch.arange(test)),
         config=SimpleNamespace(epochs=epochs),
     )
 

@@ -16,7 +16,8 @@ import pytest
 from command import arguments, metrics, refused, same_tensors, summary, train
 
 import main
-import training.trainer
+import training.result
+import training.round_losses
 from training import checkpoint
 
 ROUNDS = 18
@@ -57,8 +58,8 @@ def killed_in_round(monkeypatch, count: int) -> None:
             raise Killed
         return original(event)
 
-    original = training.trainer.mean_loss
-    monkeypatch.setattr(training.trainer, "mean_loss", mean_loss)
+    original = training.round_losses.mean_loss
+    monkeypatch.setattr(training.round_losses, "mean_loss", mean_loss)
 
 
 def interrupted(folder: Path, count: int, *more: str) -> Path:
@@ -119,7 +120,7 @@ def test_killed_again_and_again(tmp_path, whole):
 
 @pytest.mark.parametrize("where", ["save_model", "write_json"])
 def test_killed_between_training_and_the_summary(tmp_path, whole, monkeypatch, where):
-    original = getattr(training.trainer, where)
+    original = getattr(training.result, where)
 
     def killed(*arguments):
         if where == "save_model" or arguments[0].name == "summary.json":
@@ -127,7 +128,7 @@ def test_killed_between_training_and_the_summary(tmp_path, whole, monkeypatch, w
         original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.trainer, where, killed)
+        patch.setattr(training.result, where, killed)
         with pytest.raises(Killed):
             train(tmp_path, *FLAGS)
     assert_same_end(train(tmp_path, *FLAGS, "--resume"), whole)

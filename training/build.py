@@ -58,7 +58,7 @@ class Execution:
 
 @dataclass
 class Job:
-    """A run, ready to start. Sample ids index ``dataset.images_nCHW``; ``train_ids`` (partitioned over
+    """A run, ready to start. Sample ids index ``dataset.inputs_n``; ``train_ids`` (partitioned over
     the workers in ``shards``) and ``val_ids`` are disjoint. ``whole_N``: samples each worker had before pruning;
     the length of a run and of its local epochs follows from these, so pruning does not shorten the training."""
 
@@ -138,7 +138,7 @@ class Job:
     @cached_property
     def sample_weights_n(self) -> Tensor:
         """Weight of every sample: 1, or 0 where ``--drop_samples`` switches it off."""
-        weights_n = torch.ones(len(self.dataset.labels_n))
+        weights_n = torch.ones(len(self.dataset.targets_n))
         if self.config.drop_samples:
             ids = read_sample_ids("drop_samples", self.config.drop_samples, len(weights_n))
             warn_outside("--drop_samples", ids, self.train_ids)
@@ -176,7 +176,7 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
     """
     dataset, train_ids, val_ids, whole_shards, corruption = load_shards(config)
     if kept_ids is None and config.keep_samples:
-        kept_ids = read_sample_ids("keep_samples", config.keep_samples, len(dataset.labels_n))
+        kept_ids = read_sample_ids("keep_samples", config.keep_samples, len(dataset.targets_n))
         warn_outside("--keep_samples", kept_ids, train_ids)
     shards = whole_shards if kept_ids is None else [s[torch.isin(s, kept_ids)] for s in whole_shards]
     empty = [k for k, s in enumerate(shards) if len(s) == 0]
@@ -231,12 +231,13 @@ def load_shards(config: Config) -> tuple[Dataset, Tensor, Tensor, list[Tensor], 
     dataset = load_dataset(
         config.dataset_name, config.dataset_path, config.image_size, config.download, progress=not config.quiet
     )
-    train_ids, val_ids = split_validation(dataset.labels_n, config.val_fraction, derive_seed(config.seed, "split"))
+    strata_n = dataset.task.strata(dataset.targets_n)
+    train_ids, val_ids = split_validation(strata_n, config.val_fraction, derive_seed(config.seed, "split"))
     if config.max_train is not None:
-        train_ids = train_ids[subset(dataset.labels_n[train_ids], config.max_train, derive_seed(config.seed, "subset"))]
+        train_ids = train_ids[subset(strata_n[train_ids], config.max_train, derive_seed(config.seed, "subset"))]
     positions = partition(
         config.partition_kind,
-        dataset.labels_n[train_ids].numpy(),
+        strata_n[train_ids].numpy(),
         config.num_workers,
         derive_seed(config.seed, "partition") % 2**32,
         alpha=config.alpha,
@@ -262,7 +263,7 @@ def use_one_thread_an_operator(deterministic: bool) -> None:
 
 def initial_models(config: Config, dataset: Dataset) -> list[nn.Module]:
     """The network that all workers start from, or one for each."""
-    shape = tuple(dataset.images_nCHW.shape[1:])
+    shape = tuple(dataset.inputs_n.shape[1:])
     count = config.num_workers if config.init == "per_worker" else 1
     seeds = [derive_seed(config.seed, "init", k) % 2**32 for k in range(count)]
     return [load_model(config.model, dataset.num_classes, shape, config.pretrained, seed) for seed in seeds]
@@ -274,7 +275,7 @@ def check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, batches
     if smallest > 1 or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         return
     try:
-        copy.deepcopy(model).to("meta").train()(torch.empty(1, *dataset.images_nCHW.shape[1:], device="meta"))
+        copy.deepcopy(model).to("meta").train()(torch.empty(1, *dataset.inputs_n.shape[1:], device="meta"))
     except ValueError as error:
         worker = int(batches.sizes_N.argmin())
         raise UsageError(
@@ -289,10 +290,10 @@ def samples_of(config: Config, dataset: Dataset) -> tuple[Samples, Samples]:
     if augmentation == "auto":
         natural = dataset.channels == 3 and config.dataset_name in (*NATURAL_IMAGES, "imagefolder")
         augmentation = "crop_flip" if natural else "none"
-    scale, dtype = (dataset.mean_C, dataset.std_C), getattr(torch, config.dtype)
+    scale, dtype, task = (dataset.mean_C, dataset.std_C), getattr(torch, config.dtype), dataset.task
     return (
-        Samples(dataset.images_nCHW, dataset.labels_n, *scale, augmentation, dtype),
-        Samples(dataset.test_images_mCHW, dataset.test_labels_m, *scale, "none", dtype),
+        Samples(dataset.inputs_n, task.encoded(dataset.targets_n), *scale, augmentation, dtype, task=task),
+        Samples(dataset.test_inputs_m, task.encoded(dataset.test_targets_m), *scale, "none", dtype, task=task),
     )
 
 

@@ -39,7 +39,7 @@ def plan_evaluations(job: Job, rounds: int, workers: int, every: int | None) -> 
     Unasked it is an epoch, or a tenth of a shorter run; where that would cost more than its share of the training,
     first workers see fewer samples, then there are fewer evaluations.
     """
-    val, test, epochs = len(job.val_ids), len(job.test_samples.labels_n), job.config.epochs
+    val, test, epochs = len(job.val_ids), len(job.test_samples.targets_n), job.config.epochs
     training = 3 * epochs * len(job.train_ids)
     allowed = 2 * max(SHARE * training, min(SHARE_OF_SHORT_RUNS * training, SHORT))
     few = min(val, LEAST_SAMPLES)

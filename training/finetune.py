@@ -67,7 +67,7 @@ def movable(job: Job, fleet: Fleet) -> Tensor:
 def class_mix(job: Job) -> Tensor:
     """The share of each class in each worker's shard [N, C]."""
     classes = job.dataset.num_classes
-    counts = [torch.bincount(job.dataset.labels_n[shard], minlength=classes) for shard in job.shards]
+    counts = [torch.bincount(job.dataset.targets_n[shard], minlength=classes) for shard in job.shards]
     counts_NC = torch.stack(counts).double()
     return counts_NC / counts_NC.sum(1, keepdim=True)
 
@@ -76,9 +76,9 @@ def own_accuracy(job: Job, fleet: Fleet, mix_NC: Tensor) -> Tensor:
     """Accuracy [N] of every worker on the test set, reweighted to its own class mix. Classes that the test
     set lacks are left out of the mix."""
     samples = job.test_samples
-    predicted_Rn = predictions(fleet.engine, fleet.rows_RD, samples, torch.arange(len(samples.labels_n)))
+    predicted_Rn = predictions(fleet.engine, fleet.rows_RD, samples, torch.arange(len(samples.targets_n)))
     predicted_Nn = fleet.collect(predicted_Rn).cpu()
-    labels_n = samples.labels_n.cpu()
+    labels_n = samples.targets_n.cpu()
     member_nC = torch.nn.functional.one_hot(labels_n, mix_NC.shape[1]).double()
     hits_NC = (predicted_Nn == labels_n).double() @ member_nC
     known_C = member_nC.sum(0) > 0

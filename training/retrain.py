@@ -56,12 +56,12 @@ def retrain(
 def objective_values(job: Job, fleet: Any, target: str) -> Tensor:
     """The validation objective F of each replica [M] (see ``utils.influence.targets``)."""
     if target == "consensus":
-        return fleet.evaluate(job.samples, job.val_ids, fleet.consensus())[0].cpu()
+        return fleet.evaluate(job.samples, job.val_ids, fleet.consensus())["loss"].cpu()
     q_N = node_weights(fleet.num_workers, target)
     rows = fleet.rows_RD
     if target.startswith("worker:"):
-        return fleet.evaluate(job.samples, job.val_ids, rows[int(target[7:]) :: fleet.num_workers])[0].cpu()
-    loss_R, _ = fleet.evaluate(job.samples, job.val_ids)
+        return fleet.evaluate(job.samples, job.val_ids, rows[int(target[7:]) :: fleet.num_workers])["loss"].cpu()
+    loss_R = fleet.evaluate(job.samples, job.val_ids)["loss"]
     return loss_R.cpu().view(fleet.replicas, -1) @ q_N
 
 

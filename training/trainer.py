@@ -1,11 +1,10 @@
-"""The trainer consumes a protocol's rounds: it logs, evaluates, checkpoints and stops.
+"""The trainer consumes a protocol's rounds: it evaluates, checkpoints and stops, and tells observers.
 
-Legend: N workers, R rows of the fleet, D floats a row.
+Legend: N workers, D floats a row, K figures (the loss and the task's metrics).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 import warnings
@@ -14,39 +13,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data.batches import Samples
-from networks import model_metadata, save_model
 from training import checkpoint
 from training.build import Job, describe
 from training.evaluation import evenly_spread, plan_evaluations
-from training.finetune import finetune
 from training.identity import check_identity
-from training.protocols import Round, load_protocol
-from utils.devices import fetch
+from training.observers import observers_of
+from training.protocols import load_protocol
+from training.result import save_result
+from training.round_losses import LateLosses
 from utils.early_stopping import EarlyStopping
-from utils.errors import UsageError
 from utils.progress import Progress, bar, ignored
-from utils.records import (
-    MetricsLog,
-    write_confusion,
-    write_json,
-    write_labels,
-    write_partition,
-    write_predictions,
-)
+from utils.records import write_json, write_labels, write_partition
 from workers import distributed
-from workers.evaluation import predictions
 from workers.robust import exposed
 from workers.worker_vision import Fleet
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 LONG_TEST = 20_000  # forward passes from which testing shows a bar
-
-
-class WorkerFailed(UsageError):
-    """A worker's loss is no longer a number."""
 
 
 def train(
@@ -61,14 +46,11 @@ def train(
     model.safetensors (the consensus model), predictions.npz, confusion.npz and summary.json. Raises
     :class:`UsageError` where ``run_dir`` holds a run of other data or settings.
     """
-    trainer = Trainer(job, run_dir, snapshots, notes or {})
-    trainer.start()
-    trainer.run()
-    return trainer.finish()
+    return Trainer(job, run_dir, snapshots, notes or {}).train()
 
 
 class Trainer:
-    """One run in one directory. ``start``, ``run``, ``finish``, in that order."""
+    """One run in one directory. ``observers``: told what happens."""
 
     def __init__(self, job: Job, run_dir: Path, snapshots: bool = False, notes: dict | None = None):
         self.job, self.config, self.run_dir, self.notes = job, job.config, run_dir, notes or {}
@@ -78,20 +60,37 @@ class Trainer:
         self.stop_after = min(self.rounds, self.config.max_rounds or self.rounds)
         self.snapshot_every = checkpoint.snapshot_interval(self.rounds) if snapshots else None
         self.fleet: Fleet = job.make_fleet()
-        self.metrics = MetricsLog(run_dir / "metrics.jsonl")
         self.stopping = EarlyStopping(self.config.patience, self.config.min_delta)
         self.shared = self.protocol.shared
         every = self.config.eval_every or self.protocol.evaluate_every
         self.evaluations = plan_evaluations(job, self.rounds, 0 if self.shared else self.config.num_workers, every)
+        self.task = job.dataset.task
+        self.observers = observers_of(self)
         self.samples = 0
         self.done = 0
+        self.resumed = False
         self.seconds = self.virtual_seconds = 0.0
         self.messages = 0
         self.stopped = False
         self._losses: list[float] = []
         self._late = LateLosses(self.fleet.device)
         self._last_checkpoint = time.monotonic()
-        self._events = None
+
+    def train(self) -> dict[str, Any]:
+        """All of it; the summary."""
+        self.start()
+        try:
+            for observer in self.observers:
+                observer.begin(self)
+            distributed.barrier()
+            self.run()
+            summary = self.finish()
+            for observer in self.observers:
+                observer.end(summary)
+            return summary
+        finally:
+            for observer in self.observers:
+                observer.close()
 
     def start(self) -> None:
         """Write what is known before training, and go to the last checkpoint."""
@@ -103,6 +102,7 @@ class Trainer:
             for leftover in (self.run_dir / "checkpoints").glob("*.tmp"):  # of a kill while writing
                 leftover.unlink()
         found = checkpoint.latest(self.run_dir / "checkpoints", self.job.identity["digest"])
+        self.resumed = found is not None
         if found is not None:
             checkpoint.restore(self.fleet, found.tensors)
             self.done = found.round
@@ -112,11 +112,6 @@ class Trainer:
             self._losses = found.state["losses"]
             self.fleet.isolated = set(found.state["isolated"])
             self.stopping.load_state_dict(found.state["early_stopping"])
-        if self.lead:
-            self.metrics.cut_after(self.done if found is not None else -1)
-        distributed.barrier()
-        if self.config.tensorboard and self.lead:
-            self._events = open_tensorboard(self.run_dir)
 
     def _record(self) -> None:
         """The record of the run, where there is none yet; else the run must be the recorded one."""
@@ -125,7 +120,8 @@ class Trainer:
             return
         write_json(self.run_dir / "topology.json", self.job.topology.to_json())
         write_partition(self.run_dir, [s.numpy() for s in self.job.shards])
-        write_labels(self.run_dir, self.job.dataset.labels_n.numpy(), self.job.dataset.class_names)
+        targets_n = self.job.dataset.targets_n
+        write_labels(self.run_dir, self.task.strata(targets_n).numpy(), self.task.stratum_names(targets_n))
         if self.job.corruption:
             write_json(self.run_dir / "corruption.json", self.job.corruption)
         # Last: a folder with this file is a run, whole but for its training.
@@ -148,84 +144,72 @@ class Trainer:
         """All remaining rounds."""
         if self.done >= self.stop_after or self.stopped:
             return
-        what = f"{self.config.protocol} {self.config.num_workers} workers"
-        with bar(self.stop_after, what, "round", self.config.quiet or not self.lead, self.done) as ticks:
-            if self.done == 0:
-                self._evaluate(ticks, lr=self.job.learning_rate(0, self.rounds))
-            clock = time.perf_counter()
-            for event in self.protocol.run(self.fleet, self.job, self.done):
-                self.done = event.done
-                self.virtual_seconds += event.seconds
-                self.messages += event.messages
-                self.samples += event.samples
-                self._losses += self._late.put(event)
-                ticks.update()
-                last = self.done == self.stop_after
-                if last or self.done % self.evaluations.every == 0:
-                    self._losses += self._late.flush()
-                    self._evaluate(ticks, event.lr, self.seconds + time.perf_counter() - clock)
-                last = last or self.stopped
-                if last or self._checkpoint_due():
-                    self.seconds += time.perf_counter() - clock
-                    clock = time.perf_counter()
-                    self.save()
-                if self.snapshot_every and self.done % self.snapshot_every == 0:
-                    self._write(checkpoint.TRAJECTORY, {}, keep=None)
-                if last:
-                    break
+        if self.done == 0:
+            self._evaluate(lr=self.job.learning_rate(0, self.rounds))
+        clock = time.perf_counter()
+        for event in self.protocol.run(self.fleet, self.job, self.done):
+            self.done = event.done
+            self.virtual_seconds += event.seconds
+            self.messages += event.messages
+            self.samples += event.samples
+            self._losses += self._late.put(event)
+            for observer in self.observers:
+                observer.round(event)
+            last = self.done == self.stop_after
+            if last or self.done % self.evaluations.every == 0:
+                self._losses += self._late.flush()
+                self._evaluate(event.lr, self.seconds + time.perf_counter() - clock)
+            last = last or self.stopped
+            if last or self._checkpoint_due():
+                self.seconds += time.perf_counter() - clock
+                clock = time.perf_counter()
+                self.save()
+            if self.snapshot_every and self.done % self.snapshot_every == 0:
+                self._write(checkpoint.TRAJECTORY, {}, keep=None)
+            if last:
+                break
 
-    def _evaluate(self, ticks: tqdm, lr: float, seconds: float = 0.0) -> None:
-        """Log one line of metrics, and decide about stopping."""
-        measured = self.measure(self.job.samples, self.job.val_ids, self.evaluations.of_workers)
-        loss_N, accuracy_N, loss_1, accuracy_1 = measured
+    def _evaluate(self, lr: float, seconds: float = 0.0) -> None:
+        """Measure, tell observers a line of metrics, and decide about stopping."""
+        of_workers, of_model = self.measure(self.job.samples, self.job.val_ids, self.evaluations.of_workers)
         counted_N = self.fleet.counted()
         line = {
             "round": self.done,
             "epoch": self.config.epochs * self.done / self.rounds,
             "lr": lr,
             "train_loss": sum(self._losses) / len(self._losses) if self._losses else None,
-            "val_loss": loss_N[counted_N].mean().item(),
-            "val_accuracy": accuracy_N[counted_N].mean().item(),
-            "worker_val_loss": loss_N.tolist(),
-            "worker_val_accuracy": accuracy_N.tolist(),
-            "consensus_val_loss": loss_1.item(),
-            "consensus_val_accuracy": accuracy_1.item(),
+            **{f"val_{name}": value_N[counted_N].mean().item() for name, value_N in of_workers.items()},
+            **{f"worker_val_{name}": value_N.tolist() for name, value_N in of_workers.items()},
+            **{f"consensus_val_{name}": value for name, value in of_model.items()},
             "consensus_distance": self.fleet.consensus_distance().item(),
             "seconds": seconds,
             "virtual_seconds": self.virtual_seconds,
             "messages": self.messages,
             "bytes": self.messages * self.job.virtual_time.row_bytes,
         }
-        if self.lead:
-            self.metrics.append(line)
-        if self._events is not None:
-            for name, value in line.items():
-                if isinstance(value, float):
-                    self._events.add_scalar(name, value, self.done)
+        for observer in self.observers:
+            observer.evaluation(line)
         self._losses = []
-        ticks.set_postfix(
-            loss=f"{line['consensus_val_loss']:.3f}",
-            acc=f"{line['consensus_val_accuracy']:.3f}",
-            distance=f"{line['consensus_distance']:.2g}",
-        )
         if self.done > 0:
             self.stopped = distributed.share_json(self.stopping.update(line["consensus_val_loss"]))
 
     def measure(
-        self, samples: Samples, ids_n: Tensor, of_workers: int, progress: Progress = ignored
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Loss and accuracy of the workers [N], [N] on ``of_workers`` of these samples at most, and of the run's model
-        [1], [1] on all of them, on the CPU. ``progress``: gets the forward passes that have been made."""
+        self, samples: Samples, ids_m: Tensor, most_of_workers: int, progress: Progress = ignored
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """'loss' and metrics of the workers [N] each, on ``most_of_workers`` of these samples at most, and those of the
+        run's model on all of them, on the CPU. ``progress``: gets the forward passes that have been made."""
         N = self.config.num_workers
-        of_model = self.fleet.evaluate(samples, ids_n, self.model(), progress=progress)
+        of_model = self.fleet.evaluate(samples, ids_m, self.model(), progress=progress)
         of_each = of_model
         if not self.shared:
-            ids_n = evenly_spread(ids_n, of_workers)
+            ids_m = evenly_spread(ids_m, most_of_workers)
             common = self.done == 0 and len(self.job.initial_ND) == 1  # they are all the same
             rows_RD = self.fleet.rows_RD[:1] if common else None
-            of_each = self.fleet.evaluate(samples, ids_n, rows_RD, progress=progress)
-        values = [value.expand(N) for value in of_each] + list(of_model)
-        return torch.cat(values).cpu().split([N, N, 1, 1])  # one wait, not four
+            of_each = self.fleet.evaluate(samples, ids_m, rows_RD, progress=progress)
+        values = [torch.cat([of_each[name].expand(N), value_1]) for name, value_1 in of_model.items()]
+        values_KN = torch.stack(values).cpu()  # one wait, not four
+        of_workers = dict(zip(of_model, values_KN[:, :N], strict=True))
+        return of_workers, dict(zip(of_model, values_KN[:, N].tolist(), strict=True))
 
     def model(self) -> Tensor:
         """The model that the run is about [1, D]: the consensus of the workers, or the server's."""
@@ -238,7 +222,6 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint of this instant."""
-        self._losses += self._late.flush()
         self._losses += self._late.flush()
         state = {
             "seconds": self.seconds,
@@ -264,20 +247,17 @@ class Trainer:
         )
 
     def finish(self) -> dict[str, Any]:
-        """Test once, save the consensus model, write and return the summary."""
-        job, fleet = self.job, self.fleet
-        test_ids, of_workers = torch.arange(len(job.test_samples.labels_n)), self.evaluations.of_workers_test
-        passes = len(test_ids) + (0 if self.shared else self.config.num_workers * min(of_workers, len(test_ids)))
+        """Test once, save the run's model, write and return the summary."""
+        job = self.job
+        test_ids, most = torch.arange(len(job.test_samples.targets_n)), self.evaluations.of_workers_test
+        passes = len(test_ids) + (0 if self.shared else self.config.num_workers * min(most, len(test_ids)))
         with bar(passes, "testing", "sample", self.config.quiet or not self.lead or passes < LONG_TEST) as ticks:
-            measured = self.measure(job.test_samples, test_ids, of_workers, ticks.update)
-        loss_N, accuracy_N, loss_1, accuracy_1 = measured
-        model_1D = self.model()
+            of_workers, of_model = self.measure(job.test_samples, test_ids, most, ticks.update)
+        metrics = [name for name in of_model if name != "loss"]
         summary = {
-            "test_accuracy": accuracy_1.item(),
-            "test_loss": loss_1.item(),
-            "worker_test_accuracy": accuracy_N.tolist(),
-            "worker_test_loss": loss_N.tolist(),
-            "consensus_distance": fleet.consensus_distance().item(),
+            **{f"test_{name}": of_model[name] for name in (*metrics, "loss")},
+            **{f"worker_test_{name}": of_workers[name].tolist() for name in (*metrics, "loss")},
+            "consensus_distance": self.fleet.consensus_distance().item(),
             "epochs": self.config.epochs * self.done / self.rounds,
             "rounds": self.done,
             "stopped_early": self.stopped,
@@ -287,102 +267,20 @@ class Trainer:
             "messages": self.messages,
             "bytes": self.messages * job.virtual_time.row_bytes,
         }
-        if self.config.finetune:
-            summary["finetune"] = finetune(job, model_1D)
-        if isinstance(fleet, distributed.ShardedFleet):
-            summary["processes"] = distributed.world()
-            summary["crossed_bytes"] = fleet.total_crossed_bytes()
-        if fleet.isolated:
-            summary["isolated"] = sorted(fleet.isolated)
-        if job.byzantine is not None:
-            summary["byzantine"] = {"workers": list(job.byzantine.workers), "attack": job.byzantine.attack}
-        if not self.lead:
-            return summary
-        names, labels_n = job.dataset.class_names, job.test_samples.labels_n
-        predicted_n = predictions(fleet.engine, model_1D, job.test_samples, test_ids)[0]
-        write_predictions(self.run_dir, labels_n.cpu().numpy(), predicted_n.cpu().numpy())
-        counts_CC = confusion(labels_n, predicted_n, len(names))
-        by_class_C = counts_CC.diag() / counts_CC.sum(1)
-        summary["test_accuracy_by_class"] = dict(zip(names, by_class_C.tolist(), strict=True))
-        write_confusion(self.run_dir, counts_CC.numpy(), names)
-        data = job.dataset
-        about = dict(mean=data.mean_C.tolist(), std=data.std_C.tolist(), class_names=list(names))
-        metadata = model_metadata(self.config.model, data.num_classes, data.images_nCHW.shape[1:], **about)
-        save_model(fleet.layout.state_dict(model_1D[0]), self.run_dir / "model.safetensors", metadata)
-        write_json(self.run_dir / "summary.json", summary)
-        if self._events is not None:
-            self._events.close()
-        return summary
-
-
-class LateLosses:
-    """Mean training losses of rounds. On a GPU each is read a round late: asked for at once, the CPU would wait for
-    the end of every round, and the GPU for the CPU after it."""
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._waiting: tuple[Round, torch.cuda.Event] | None = None
-
-    def put(self, event: Round) -> list[float]:
-        """The means that can be read now: that of this round, on a GPU that of the one before it."""
-        if self._device.type != "cuda":
-            return [mean_loss(event)]
-        read = self.flush()
-        there = {name: fetch(getattr(event, name)) for name in ("train_loss_R", "trained_R")}
-        arrived = torch.cuda.Event()
-        arrived.record(torch.cuda.current_stream(self._device))
-        self._waiting = dataclasses.replace(event, **there), arrived
-        return read
-
-    def flush(self) -> list[float]:
-        """The mean that has not been read yet, if there is one."""
-        if self._waiting is None:
-            return []
-        event, arrived = self._waiting
-        self._waiting = None
-        arrived.synchronize()
-        return [mean_loss(event)]
-
-
-def mean_loss(event: Round) -> float:
-    """The mean training loss of a round over the workers that trained.
-
-    Raises :class:`WorkerFailed` where a worker's loss is not finite.
-    """
-    failed = (event.trained_R & ~event.train_loss_R.isfinite()).nonzero()[:, 0].tolist()
-    if failed:
-        raise WorkerFailed(
-            f"the training loss of worker {failed[0]} is {event.train_loss_R[failed[0]].item()} in round "
-            f"{event.done}: lower --lr, add --warmup_step, or --on_bad_worker isolate."
-        )
-    if not bool(event.trained_R.any()):
-        raise WorkerFailed(f"every worker has been isolated by round {event.done}: lower --lr.")
-    return event.train_loss_R[event.trained_R].mean().item()
-
-
-def confusion(labels_n: Tensor, predicted_n: Tensor, C: int) -> Tensor:
-    """How many samples of each class (row) are taken for each class (column): int64 [C, C]."""
-    return (labels_n * C + predicted_n).bincount(minlength=C * C).view(C, C).cpu()
+        return save_result(job, self.fleet, self.model(), self.run_dir, summary)
 
 
 def headline(job: Job, rounds: int) -> str:
     """What is about to be trained, in a line: samples, classes, shapes, workers, rounds, execution."""
     config, data, sizes_N = job.config, job.dataset, job.batches.lengths_N
-    shape = " x ".join(map(str, data.images_nCHW.shape[1:]))
+    shape = " x ".join(map(str, data.inputs_n.shape[1:]))
     graph = f" on {config.mode}" if config.protocol == "gossip" else ""
     execution = [job.execution.device, job.execution.engine, "channels_last" if job.execution.channels_last else ""]
     lines = [
         f"{data.name}: {len(job.train_ids):,} training, {len(job.val_ids):,} validation and "
-        f"{len(data.test_labels_m):,} test samples of {data.num_classes} classes, {shape}; "
+        f"{len(data.test_targets_m):,} test samples {data.task.what}, {shape}; "
         f"{config.num_workers} workers with {int(sizes_N.min()):,} to {int(sizes_N.max()):,} samples; "
         f"{config.protocol}{graph}, {rounds:,} rounds; {config.model} with {job.engine.layout.num_parameters:,} "
         f"parameters; {', '.join(filter(None, execution))}"
     ]
     return "\n".join([*lines, *(f"left out: {note}" for note in data.skipped)])
-
-
-def open_tensorboard(run_dir: Path):
-    """A TensorBoard writer."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(run_dir / "tensorboard")

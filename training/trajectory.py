@@ -73,7 +73,7 @@ class RecordedRun:
     @cached_property
     def worker_of_n(self) -> Tensor:
         """The worker that holds each sample of the data set; -1 outside training."""
-        worker_n = torch.full((len(self.job.dataset.labels_n),), -1)
+        worker_n = torch.full((len(self.job.dataset.targets_n),), -1)
         for k, shard in enumerate(self.job.shards):
             worker_n[shard] = k
         return worker_n
@@ -231,7 +231,7 @@ class RecordedRun:
         def of(ids_n: Tensor) -> tuple[Tensor, Tensor]:
             ids_n = send(ids_n, self.fleet.device)
             pieces = ids_n.split(piece_size(samples))
-            return torch.cat(self.fleet.engine.map(of_piece, pieces)), samples.labels_n[ids_n]
+            return torch.cat(self.fleet.engine.map(of_piece, pieces)), samples.targets_n[ids_n]
 
         parts = *of(self.job.train_ids), *of(self.job.val_ids)
         hook.remove()

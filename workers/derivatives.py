@@ -28,7 +28,6 @@ from data.batches import PADDING, Samples
 from utils import devices
 from utils.devices import send
 from workers.engine import DEVICE_ERRORS, Engine
-from workers.evaluation import cross_entropy
 from workers.open_modules import opened
 from workers.step_graph import FixedBatch, record
 from workers.worker_vision import Batch, Fleet
@@ -39,9 +38,9 @@ LARGEST_PIECE = 500  # as slow a sample (freshly mapped memory), and those of fe
 
 def piece_size(samples: Samples) -> int:
     """Samples that are evaluated at once."""
-    if devices.is_accelerator(samples.labels_n.device):
+    if devices.is_accelerator(samples.targets_n.device):
         return LARGEST_PIECE
-    return max(1, min(LARGEST_PIECE, PIECE // samples.images_nCHW[0].numel()))
+    return max(1, min(LARGEST_PIECE, PIECE // samples.inputs_n[0].numel()))
 
 
 class Derivatives:
@@ -54,6 +53,7 @@ class Derivatives:
     def __init__(self, fleet: Fleet, engine: Engine | None = None):
         self.fleet, self.engine = fleet, engine or fleet.engine
         self.layout = self.engine.layout
+        self._task = fleet.samples.task
         self._network = opened(self.engine.model, self.engine.name == "vmap")
         rates = {
             f"{name}.{kind}": module.momentum
@@ -68,31 +68,31 @@ class Derivatives:
 
     # ---- the network as a function ----------------------------------------------------------------
 
-    def _call(self, tensors: dict[str, Tensor], images: Tensor, train: bool) -> tuple[Tensor, list[Tensor]]:
-        """Logits of one worker, and the batch statistics in the order of ``self._statistics``."""
+    def _call(self, tensors: dict[str, Tensor], inputs: Tensor, train: bool) -> tuple[Tensor, list[Tensor]]:
+        """Outputs of one worker, and the batch statistics in the order of ``self._statistics``."""
         local = self.engine.local
         modules = getattr(local, "opened", None)
         if modules is None or modules[0] is not self._network:
             modules = (self._network, {m: copy.deepcopy(self._network).train(m) for m in (True, False)})
             local.opened = modules
         network = modules[1][train]
-        with self.engine.precision(images.device.type):
-            logits = functional_call(network, tensors, (images,), tie_weights=False)
+        with self.engine.precision(inputs.device.type):
+            outputs = functional_call(network, tensors, (inputs,), tie_weights=False)
         statistics = []
         if train:
             for entry in self._statistics:
                 path, _, kind = entry.name.rpartition(".")
                 statistics.append(network.get_submodule(path).batch_statistics[kind == "running_var"])
-        return logits, statistics
+        return outputs, statistics
 
-    def _logits(self, leaves: list[Tensor], images_nBCHW: Tensor, train: bool) -> tuple[Tensor, list[Tensor]]:
-        """Logits [n, B, C] and batch statistics [n, ...] with every tensor of the row among the leaves."""
+    def _outputs(self, leaves: list[Tensor], inputs_nB: Tensor, train: bool) -> tuple[Tensor, list[Tensor]]:
+        """Outputs [n, B, C] and batch statistics [n, ...] with every tensor of the row among the leaves."""
         names = [e.name for e in self.layout.entries]
         tensors = dict(zip(names, leaves, strict=True))
         if self.engine.name != "vmap":
-            logits, statistics = self._call(tensors, images_nBCHW[0], train)
-            return logits[None], [s[None] for s in statistics]
-        return torch.vmap(lambda t, x: self._call(t, x, train))(tensors, images_nBCHW)
+            outputs, statistics = self._call(tensors, inputs_nB[0], train)
+            return outputs[None], [s[None] for s in statistics]
+        return torch.vmap(lambda t, x: self._call(t, x, train))(tensors, inputs_nB)
 
     def _leaves(self, rows_nD: Tensor, gradients: bool = True) -> list[Tensor]:
         rows = rows_nD if self.engine.name == "vmap" else rows_nD[0]
@@ -139,9 +139,9 @@ class Derivatives:
             if not first:
                 gradient_nD = torch.zeros_like(rows_nD)
             for piece in pieces:
-                images, labels_B = samples.plain(send(piece, samples.labels_n.device))
-                logits_nBC, _ = self._logits(leaves, images.expand(len(chunk), *images.shape), train=False)
-                loss_n = cross_entropy(logits_nBC, labels_B.expand(len(chunk), -1)).sum(1)
+                inputs, targets_B = samples.plain(send(piece, samples.targets_n.device))
+                outputs_nBC, _ = self._outputs(leaves, inputs.expand(len(chunk), *inputs.shape), train=False)
+                loss_n = samples.task.losses(outputs_nBC, targets_B.expand(len(chunk), *targets_B.shape)).sum(1)
                 self._pack(torch.autograd.grad(loss_n.sum(), leaves, materialize_grads=True), gradient_nD)
                 value_n += loss_n.detach()
             return part, value_n, gradient_nD
@@ -166,7 +166,7 @@ class Derivatives:
         A directional derivative: one forward-mode pass gives it for a whole batch.
         """
         batch_size = batch_size or piece_size(samples)
-        count = len(samples.labels_n)
+        count = len(samples.targets_n)
         products_n = torch.zeros(count + 1, dtype=rows_ND.dtype, device=rows_ND.device)  # the last one for padding
         shards_NL = pad_sequence(shards, batch_first=True, padding_value=PADDING)
         shards_NL = send(shards_NL, rows_ND.device)
@@ -177,9 +177,9 @@ class Derivatives:
             longest = max(len(shards[k]) for k in chunk)
             for start in range(0, longest, batch_size):
                 ids_nB = shards_NL[chunk[0] : chunk[-1] + 1, start : min(start + batch_size, longest)]
-                images, labels_nB = samples.plain(ids_nB.clamp(min=0))
-                logits_nBC, _ = self._logits(duals, images, train=False)
-                tangent_nB = forward_ad.unpack_dual(cross_entropy(logits_nBC, labels_nB)).tangent
+                inputs, targets_nB = samples.plain(ids_nB.clamp(min=0))
+                outputs_nBC, _ = self._outputs(duals, inputs, train=False)
+                tangent_nB = forward_ad.unpack_dual(samples.task.losses(outputs_nBC, targets_nB)).tangent
                 products_n[torch.where(ids_nB == PADDING, count, ids_nB)] = tangent_nB.to(products_n.dtype)
 
         # One dual level entered outside the pool serves all threads; each thread entering its own does not.
@@ -197,8 +197,8 @@ class Derivatives:
             part = slice(chunk[0], chunk[-1] + 1)
             leaves = self._leaves(rows_ND[part])
             for ids_nB in shards_NL[part, : max(len(shards[k]) for k in chunk)].split(batch_size, 1):
-                images, labels_nB = samples.plain(ids_nB.clamp(min=0))
-                losses_nB = cross_entropy(self._logits(leaves, images, train=False)[0], labels_nB)
+                inputs, targets_nB = samples.plain(ids_nB.clamp(min=0))
+                losses_nB = samples.task.losses(self._outputs(leaves, inputs, train=False)[0], targets_nB)
                 loss = (losses_nB * (ids_nB != PADDING)).sum()
                 self._pack(torch.autograd.grad(loss, leaves, materialize_grads=True), result_ND[part])
 
@@ -274,10 +274,11 @@ class Derivatives:
         """The gradient of <g, rho> + <s, statistics> with respect to a chunk's parameters, in the shape of its
         leaves, and with respect to its weights [n, B]. A dual level has to be entered."""
         leaves, duals = self._duals(rows_nD, rho_nP, gradients=True)
-        dual_nBC, statistics = self._logits(duals, batch.images, train=True)
-        logits_nBC, tangent_nBC = (part.to(rows_nD.dtype) for part in forward_ad.unpack_dual(dual_nBC))
+        dual_nBC, statistics = self._outputs(duals, batch.inputs, train=True)
+        outputs_nBC, tangent_nBC = (part.to(rows_nD.dtype) for part in forward_ad.unpack_dual(dual_nBC))
         with forward_ad._set_fwd_grad_enabled(False):  # what backward reuses still has tangents: not again
-            slope_nBC = torch.autograd.grad(batch.losses(logits_nBC).sum(), logits_nBC, create_graph=True)[0]
+            losses_nB = self._task.losses(outputs_nBC, batch.targets)
+            slope_nBC = torch.autograd.grad(losses_nB.sum(), outputs_nBC, create_graph=True)[0]
             products_nB = (slope_nBC * tangent_nBC).sum(2) / batch.sizes[:, None]
             flow = (products_nB * batch.weights).sum() + self._statistics_flow(statistics, statistics_nS)
             down = torch.autograd.grad(flow, leaves[: len(self.layout.parameters)], materialize_grads=True)
@@ -290,8 +291,8 @@ class Derivatives:
         leaves = self._leaves(rows_nD)
         parameters = leaves[: len(self.layout.parameters)]
         weights_nB = batch.weights.detach().requires_grad_()
-        logits_nBC, statistics = self._logits(leaves, batch.images, train=True)
-        loss_n = (batch.losses(logits_nBC) * weights_nB).sum(1) / batch.sizes
+        outputs_nBC, statistics = self._outputs(leaves, batch.inputs, train=True)
+        loss_n = (self._task.losses(outputs_nBC, batch.targets) * weights_nB).sum(1) / batch.sizes
         gradients = torch.autograd.grad(loss_n.sum(), parameters, create_graph=True)
         rho = rho_nP if self.engine.name == "vmap" else rho_nP[0]
         flow = sum((g * e.view(rho)).sum() for g, e in zip(gradients, self.layout.parameters, strict=True))
@@ -314,7 +315,7 @@ class Derivatives:
         row_1D = rows_nD[:1].double()
         random_1D = torch.randn(row_1D.shape, generator=generator, dtype=torch.float64).to(row_1D.device)
         weights_1B = batch.weights[:1, :4].double()
-        few = Batch(batch.images[:1, :4].double(), batch.labels[:1, :4], weights_1B, weights_1B.sum(1) + 1, batch.ids)
+        few = Batch(batch.inputs[:1, :4].double(), batch.targets[:1, :4], weights_1B, weights_1B.sum(1) + 1, batch.ids)
         results = []
         try:
             with forward_ad.dual_level():
@@ -338,7 +339,7 @@ class AdjointGraph:
         self._rows_ND, self._back_ND = (derivatives.layout.unfilled(rows_ND) for _ in range(2))
         P = derivatives.layout.P
         self._rho_NP, self._statistics_NS = torch.zeros_like(rows_ND).tensor_split([P], 1)
-        self._products_NB = torch.zeros(batch.labels.shape, dtype=rows_ND.dtype, device=rows_ND.device)
+        self._products_NB = torch.zeros(batch.ids.shape, dtype=rows_ND.dtype, device=rows_ND.device)
         sizes = derivatives.fleet.per_row(derivatives.fleet.batches.sizes_N).tolist()
         self._batch = FixedBatch(sizes, batch)
         self._rows_ND.copy_(rows_ND)

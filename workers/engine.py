@@ -11,7 +11,7 @@ workers a chunk holds and which thread runs it.
 - ``vmap``: many workers a chunk; the forward pass runs under ``torch.vmap``, so a linear layer of all
   workers becomes one batched product, and autograd differentiates that. Best for small MLPs.
 
-Legend: N workers, n workers of one chunk, B batch, C classes, P/D floats of a row.
+Legend: N workers, n workers of one chunk, B batch, C outputs, P/D floats of a row.
 """
 
 from __future__ import annotations
@@ -135,26 +135,26 @@ class Engine:
         rows = rows_nD if self.name == "vmap" else rows_nD[0]
         return [e.view(rows).data.requires_grad_() for e in self.layout.parameters]
 
-    def call(self, tensors: dict[str, Tensor], images: Tensor, train: bool) -> Tensor:
-        """Logits of ONE worker: a pure function of its named tensors, except that BatchNorm updates
+    def call(self, tensors: dict[str, Tensor], inputs: Tensor, train: bool) -> Tensor:
+        """Outputs of ONE worker: a pure function of its named tensors, except that BatchNorm updates
         the float buffers in ``tensors`` in place when training."""
-        with self.precision(images.device.type):
-            return functional_call(self._module(train), tensors, (images,), tie_weights=False)
+        with self.precision(inputs.device.type):
+            return functional_call(self._module(train), tensors, (inputs,), tie_weights=False)
 
-    def logits(self, parameters: list[Tensor], rows_nD: Tensor, images_nBCHW: Tensor, train: bool) -> Tensor:
-        """Logits [n, B, C] of a chunk, with ``parameters`` as made by :meth:`leaves` and the float
+    def outputs(self, parameters: list[Tensor], rows_nD: Tensor, inputs_nB: Tensor, train: bool) -> Tensor:
+        """Outputs [n, B, C] of a chunk, with ``parameters`` as made by :meth:`leaves` and the float
         buffers of ``rows_nD``, which training-mode BatchNorm updates."""
         names = [e.name for e in self.layout.parameters]
         if self.name != "vmap":
             buffers = {e.name: e.view(rows_nD[0]) for e in self.layout.buffers}
-            return self.call({**dict(zip(names, parameters, strict=True)), **buffers}, images_nBCHW[0], train)[None]
+            return self.call({**dict(zip(names, parameters, strict=True)), **buffers}, inputs_nB[0], train)[None]
         # vmap writes through dense tensors only, so BatchNorm works on copies that are written back.
         buffers = {e.name: e.view(rows_nD).contiguous() for e in self.layout.buffers}
 
-        def one(parameters: dict, buffers: dict, images: Tensor) -> Tensor:
-            return self.call({**parameters, **buffers}, images, train)
+        def one(parameters: dict, buffers: dict, inputs: Tensor) -> Tensor:
+            return self.call({**parameters, **buffers}, inputs, train)
 
-        result = torch.vmap(one)(dict(zip(names, parameters, strict=True)), buffers, images_nBCHW)
+        result = torch.vmap(one)(dict(zip(names, parameters, strict=True)), buffers, inputs_nB)
         if train:
             for entry in self.layout.buffers:
                 entry.view(rows_nD).copy_(buffers[entry.name])

@@ -1,6 +1,6 @@
-"""What models given as rows make of samples: loss, accuracy, predictions, in evaluation mode.
+"""What models given as rows make of samples: loss, metrics, predictions, in evaluation mode.
 
-Legend: R rows, D floats a row, n samples, B batch, C classes; [n, B] in ``_evaluate``: n rows of a chunk.
+Legend: R rows, D floats a row, m samples, B batch, C outputs, K sums; [n, B] in ``_evaluate``: n rows of a chunk.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data.batches import Samples
@@ -22,59 +21,63 @@ from workers.engine import Engine
 EVALUATION_BATCH, GPU_EVALUATION_BATCH = 128, 1024
 
 
-def cross_entropy(logits_nBC: Tensor, labels_nB: Tensor) -> Tensor:
-    """Cross-entropy of each sample [n, B]; half-precision logits are widened first."""
-    wide = logits_nBC if logits_nBC.dtype == torch.float64 else logits_nBC.float()
-    return F.cross_entropy(wide.flatten(0, -2), labels_nB.flatten(), reduction="none").view_as(labels_nB)
-
-
 @torch.no_grad()
 def evaluate_rows(
-    engine: Engine, rows_RD: Tensor, samples: Samples, ids_n: Tensor, batch_size: int | None = None,
+    engine: Engine, rows_RD: Tensor, samples: Samples, ids_m: Tensor, batch_size: int | None = None,
     progress: Progress = ignored,
-) -> tuple[Tensor, Tensor]:
-    """Mean loss [R] and accuracy [R] of models given as rows, in evaluation mode."""
+) -> dict[str, Tensor]:
+    """The mean 'loss' [R] and the task's metrics [R] of models given as rows, in evaluation mode; float64."""
+    task, count = samples.task, len(ids_m)
 
-    def summed(logits_nBC: Tensor, labels_nB: Tensor) -> Tensor:
-        loss_n = cross_entropy(logits_nBC, labels_nB).sum(1, dtype=torch.float64)
-        return torch.stack([loss_n, (logits_nBC.argmax(-1) == labels_nB).sum(1).double()], 1)
+    def summed(outputs_nBC: Tensor, targets_nB: Tensor) -> Tensor:
+        loss_n = task.losses(outputs_nBC, targets_nB).sum(1, dtype=torch.float64)
+        return torch.cat([loss_n[:, None], task.sums(outputs_nBC, targets_nB)], 1)
 
-    pieces = _evaluate(engine, rows_RD, samples, ids_n, batch_size, summed, progress)
-    loss_R, hits_R = torch.stack(pieces).sum(0).unbind(1)
-    return loss_R / len(ids_n), hits_R / len(ids_n)
+    if task.summed:
+        totals_RK = torch.stack(_evaluate(engine, rows_RD, samples, ids_m, batch_size, summed, progress)).sum(0)
+        return {"loss": totals_RK[:, 0] / count, **task.of_sums(totals_RK[:, 1:], count)}
+    kept = _evaluate(engine, rows_RD, samples, ids_m, batch_size, lambda outputs, _: outputs, progress)
+    outputs_RmC, targets_m = torch.cat(kept, 1), samples.targets_n[send(ids_m, samples.targets_n.device)]
+    losses_Rm = task.losses(outputs_RmC, targets_m.expand(len(rows_RD), *targets_m.shape))
+    metrics = {name: value_R.to(rows_RD.device) for name, value_R in task.of_outputs(outputs_RmC, targets_m).items()}
+    return {"loss": losses_Rm.mean(1, dtype=torch.float64), **metrics}
 
 
 @torch.no_grad()
 def predictions(
-    engine: Engine, rows_RD: Tensor, samples: Samples, ids_n: Tensor, batch_size: int | None = None
+    engine: Engine, rows_RD: Tensor, samples: Samples, ids_m: Tensor, batch_size: int | None = None
 ) -> Tensor:
-    """The class that each row predicts for each sample: [R, n], int64."""
-    return torch.cat(_evaluate(engine, rows_RD, samples, ids_n, batch_size, lambda logits, _: logits.argmax(-1)), 1)
+    """What each row makes of each sample, as the task's :meth:`Task.predicted`: [R, m, ...]."""
+
+    def predicted(outputs_nBC: Tensor, _: Tensor) -> Tensor:
+        return samples.task.predicted(outputs_nBC)
+
+    return torch.cat(_evaluate(engine, rows_RD, samples, ids_m, batch_size, predicted), 1)
 
 
 def _evaluate(
     engine: Engine,
     rows_RD: Tensor,
     samples: Samples,
-    ids_n: Tensor,
+    ids_m: Tensor,
     batch_size: int | None,
     reduce: Callable[[Tensor, Tensor], Tensor],
     progress: Progress = ignored,
 ) -> list[Tensor]:
-    """``reduce(logits [n, B, C], labels [n, B])`` for all rows, one tensor [R, ...] a batch of samples.
+    """``reduce(outputs [n, B, C], targets [n, B, ...])`` for all rows, one tensor [R, ...] a batch of samples.
 
     Every (chunk of rows, batch of samples) is a task of its own, so that a single row uses all threads.
     """
     batch_size = batch_size or (GPU_EVALUATION_BATCH if devices.is_accelerator(rows_RD.device) else EVALUATION_BATCH)
     chunks = engine.chunks(range(len(rows_RD)))
-    pieces = list(send(ids_n, samples.labels_n.device).split(batch_size))
+    pieces = list(send(ids_m, samples.targets_n.device).split(batch_size))
 
     def run(chunk: list[int], piece: Tensor) -> Tensor:
-        images, labels_B = samples.plain(piece)
+        inputs, targets_B = samples.plain(piece)
         rows_nD = rows_RD[chunk[0] : chunk[-1] + 1]
         leaves = [leaf.detach() for leaf in engine.leaves(rows_nD)]
-        logits_nBC = engine.logits(leaves, rows_nD, images.expand(len(chunk), *images.shape), train=False)
-        return reduce(logits_nBC, labels_B.expand(len(chunk), -1))
+        outputs_nBC = engine.outputs(leaves, rows_nD, inputs.expand(len(chunk), *inputs.shape), train=False)
+        return reduce(outputs_nBC, targets_B.expand(len(chunk), *targets_B.shape))
 
     tasks = [(chunk, piece) for piece in pieces for chunk in chunks]
     results = []

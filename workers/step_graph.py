@@ -107,8 +107,8 @@ class FixedBatch:
         whole, size, part = self._batch, self._sizes[row], slice(row, row + 1)
         return dataclasses.replace(
             whole,
-            images=whole.images[part, :size],
-            labels=whole.labels[part, :size],
+            inputs=whole.inputs[part, :size],
+            targets=whole.targets[part, :size],
             weights=whole.weights[part, :size],
             sizes=whole.sizes[part],
             ids=whole.ids[part, :size],

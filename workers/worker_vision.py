@@ -1,4 +1,4 @@
-"""N image-classifying workers as the rows of one matrix: local SGD, gossip, evaluation.
+"""N workers as the rows of one matrix: local SGD, gossip, evaluation.
 
 All float state of worker k is row k of ``rows_RD``; momentum is a second matrix. A local step runs
 chunk by chunk on the engine, gossip is one product with the mixing matrix, and averaging,
@@ -8,7 +8,7 @@ Several replicas of the fleet may train side by side (``replicas`` = M): same ba
 different sample weights. That is how the audit retrains many times at the price of one process.
 
 Legend: N workers, M replicas, R = M N rows (row = replica * N + worker), P trainable floats,
-D floats a row, B batch, n samples of the data set (or workers of a chunk, as in _nD), C classes.
+D floats a row, B batch, n samples of the data set (or workers of a chunk, as in _nD), C outputs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from utils.devices import send
 from utils.errors import UsageError
 from utils.progress import Progress, ignored
 from workers.engine import Engine
-from workers.evaluation import cross_entropy, evaluate_rows
+from workers.evaluation import evaluate_rows
 from workers.mixing import mix_rows, without_workers
 from workers.robust import Byzantine, robust_mix, sent_rows
 from workers.step_graph import StepGraph
@@ -37,22 +37,18 @@ COLUMNS = 1 << 16  # floats of a sum over rows that stay in a CPU's cache
 
 @dataclass
 class Batch:
-    """What one chunk trains on at one step: images [n, B, C, H, W], labels [n, B], weights [n, B]
-    (0 on padding and on samples that are switched off), sizes [n] (samples, whatever their weight)."""
+    """What one chunk trains on at one step: inputs [n, B, ...], targets [n, B, ...], weights [n, B]
+    (0 on padding and on samples that are switched off), sizes [n] (samples, whatever their weight), ids [n, B]."""
 
-    images: Tensor
-    labels: Tensor
+    inputs: Tensor
+    targets: Tensor
     weights: Tensor
     sizes: Tensor
     ids: Tensor
 
-    def loss(self, logits_nBC: Tensor) -> Tensor:
+    def mean(self, losses_nB: Tensor) -> Tensor:
         """Weighted mean loss [n]: sum of w_i loss_i over the batch size."""
-        return (self.losses(logits_nBC) * self.weights).sum(1) / self.sizes
-
-    def losses(self, logits_nBC: Tensor) -> Tensor:
-        """Cross-entropy [n, B], in float32 at least."""
-        return cross_entropy(logits_nBC, self.labels)
+        return (losses_nB * self.weights).sum(1) / self.sizes
 
 
 class Fleet:
@@ -82,7 +78,7 @@ class Fleet:
         self.device, self.dtype = initial_ND.device, initial_ND.dtype
         self.num_workers = len(batches.lengths_N)
         if weights_Mn is None:
-            weights_Mn = torch.ones(1, len(samples.labels_n))
+            weights_Mn = torch.ones(1, len(samples.targets_n))
         self.weights_Mn = weights_Mn.to(self.device, self.dtype)
         self._all_count = bool((self.weights_Mn == 1).all())
         self.replicas = len(weights_Mn)
@@ -134,7 +130,7 @@ class Fleet:
         keys_nB = None
         if self.samples.augmentation != "none":
             keys_nB = send(augmentation_keys(self.seed, workers_n, steps_N[workers_n], size), self.device)
-        images, labels_nB = self.samples.training(ids_nB, keys_nB)
+        inputs, targets_nB = self.samples.training(ids_nB, keys_nB)
         if self._all_count:
             weights_nB = torch.ones(ids_nB.shape, dtype=self.dtype, device=self.device)
         else:
@@ -142,7 +138,7 @@ class Fleet:
             weights_nB = self.weights_Mn[replicas_n[:, None], ids_nB]
         if padded is not None:
             weights_nB = weights_nB.masked_fill(padded, 0.0)
-        return Batch(images, labels_nB, weights_nB, send(sizes_n.to(self.dtype), self.device), ids_nB)
+        return Batch(inputs, targets_nB, weights_nB, send(sizes_n.to(self.dtype), self.device), ids_nB)
 
     def step(self, steps_N: Tensor, lr: float, workers: list[int] | None = None) -> Tensor:
         """One SGD step of the given workers (default: all), worker k at its own step ``steps_N[k]``.
@@ -172,7 +168,8 @@ class Fleet:
         part = slice(chunk[0], chunk[-1] + 1) if contiguous else chunk  # a list would copy
         rows_nD, momentum_nP = self.rows_RD[part], self.momentum_RP[part]
         leaves = self.engine.leaves(rows_nD)
-        loss_n = batch.loss(self.engine.logits(leaves, rows_nD, batch.images, train=True))
+        outputs_nBC = self.engine.outputs(leaves, rows_nD, batch.inputs, train=True)
+        loss_n = batch.mean(self.samples.task.losses(outputs_nBC, batch.targets))
         gradients = torch.autograd.grad(loss_n.sum(), leaves)
         self._descend(leaves, gradients, rows_nD, momentum_nP, lr)
         if not contiguous:
@@ -323,13 +320,13 @@ class Fleet:
     def evaluate(
         self, samples: Samples, ids_n: Tensor, rows_RD: Tensor | None = None, batch_size: int | None = None,
         progress: Progress = ignored,
-    ) -> tuple[Tensor, Tensor]:
-        """Mean loss [R] and accuracy [R] of every row (default: the workers) on these samples. ``progress``: gets the
-        forward passes that have been made."""
+    ) -> dict[str, Tensor]:
+        """The mean 'loss' [R] and the task's metrics [R] of every row (default: the workers) on these samples.
+        ``progress``: gets the forward passes that have been made."""
         if rows_RD is not None:
             return evaluate_rows(self.engine, rows_RD, samples, ids_n, batch_size, progress)
-        loss_R, accuracy_R = evaluate_rows(self.engine, self.rows_RD, samples, ids_n, batch_size, progress)
-        return self.collect(loss_R), self.collect(accuracy_R)
+        own = evaluate_rows(self.engine, self.rows_RD, samples, ids_n, batch_size, progress)
+        return dict(zip(own, self.collect(torch.stack(list(own.values()), 1)).unbind(1), strict=True))
 
     def module(self, row: int, model: nn.Module) -> nn.Module:
         """``model`` with its parameters and float buffers as views into a row of the fleet."""
