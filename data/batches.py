@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from data.task import Classification, Task
-from data.transforms import augment, normalization, scale_and_shift
+from data.classification import Classification
+from data.task import Task
+from data.transforms import augment, augment_sequences, normalization, scale_and_shift
 from utils.random import hash64, permutations
 
 PADDING = -1
@@ -66,8 +67,8 @@ class Batches:
 class Samples:
     """The data set on the device, decoded once; batches are gathered from it.
 
-    ``inputs_n``: pictures, uint8 [n, C, H, W]; ``targets_n``: as the task encodes them. ``augmentation``: 'none',
-    'crop' or 'crop_flip'.
+    ``inputs_n``: pictures, uint8 [n, C, H, W] (for others see :class:`SequenceSamples`); ``targets_n``: as the task
+    encodes them. ``augmentation``: 'none', 'crop' or 'crop_flip'.
     """
 
     inputs_n: Tensor
@@ -91,6 +92,11 @@ class Samples:
         tensors = ("inputs_n", "targets_n", "mean_C", "std_C")
         return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what networks get: [C, H, W]."""
+        return tuple(self.inputs_n.shape[1:])
+
     def _gather(self, ids: Tensor) -> Tensor:
         images = self._stored[ids]
         return images.movedim(-1, -3) if self.channels_last else images
@@ -107,6 +113,33 @@ class Samples:
             flat = augment(images.flatten(0, -4), keys_nB.flatten(), flip=self.augmentation == "crop_flip")
             images = flat.unflatten(0, ids_nB.shape)
         return scale_and_shift(images, *self._affine, self.dtype), self.targets_n[ids_nB]
+
+
+class SequenceSamples(Samples):
+    """Sequences, float32 [n, T, F] with NaN where nothing is known. Networks get [T, F + 1]: standardized features, 0
+    where unknown, and a last column that is 1 at steps of which anything is known. ``augmentation``: 'none',
+    'noise' or 'mask'."""
+
+    def __post_init__(self) -> None:
+        known_nTF = self.inputs_n.isfinite()
+        scaled_nTF = ((self.inputs_n - self.mean_C) / self.std_C).where(known_nTF, 0.0)
+        self._stored = torch.cat([scaled_nTF, known_nTF.any(-1, keepdim=True)], -1).to(self.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what networks get."""
+        return tuple(self._stored.shape[1:])
+
+    def plain(self, ids_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Sequences [*ids, T, F + 1] and targets."""
+        return self._stored[ids_B], self.targets_n[ids_B]
+
+    def training(self, ids_nB: Tensor, keys_nB: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same, augmented where the run augments."""
+        inputs, targets = self.plain(ids_nB)
+        if self.augmentation != "none" and keys_nB is not None:
+            inputs = augment_sequences(inputs, keys_nB, self.augmentation)
+        return inputs, targets
 
 
 def augmentation_keys(seed: int, workers_n: Tensor, steps_n: Tensor, size: int) -> Tensor:

@@ -30,8 +30,14 @@ def corrupt(
     if flip_share == 0 and bad_data is None:
         return dataset, {}
     workers, kind = ([], None) if bad_data is None else parse_bad_data(bad_data, len(shards), seed)
-    if dataset.num_classes < 2 and (flip_share > 0 or kind == "label_flip"):
-        raise UsageError(f"--flip_labels and --bad_data label_flip need two classes or more; {dataset.name} has one.")
+    classes, flips = dataset.task.num_outputs, flip_share > 0 or kind == "label_flip"
+    if flips and (dataset.targets_n.dim() != 1 or classes < 2):
+        raise UsageError(
+            f"--flip_labels and --bad_data label_flip need samples of one of two classes or more; {dataset.name} has "
+            f"samples {dataset.task.what}."
+        )
+    if kind == "noise" and not dataset.pictures:
+        raise UsageError("--bad_data noise is for pictures: give COUNT:label_flip, or leave it out.")
     labels_n, images_nCHW = dataset.targets_n.clone(), dataset.inputs_n
     train_ids = torch.cat(shards).sort().values
     count = round(flip_share * len(train_ids))
@@ -45,8 +51,9 @@ def corrupt(
         pixels = images_nCHW[0].numel()
         noise = uniform(seed, "noise", bad_ids[:, None], torch.arange(pixels))
         images_nCHW[bad_ids] = (noise * 256).to(torch.uint8).view(-1, *images_nCHW.shape[1:])
-    shift = 1 + integers(dataset.num_classes - 1, seed, "flip to", flipped)
-    labels_n[flipped] = (labels_n[flipped] + shift) % dataset.num_classes
+    if flips:
+        shift = 1 + integers(classes - 1, seed, "flip to", flipped)
+        labels_n[flipped] = (labels_n[flipped] + shift) % classes
     record = {"flipped": flipped.tolist(), "flip_share": flip_share, "bad_workers": workers, "kind": kind}
     return dataclasses.replace(dataset, targets_n=labels_n, inputs_n=images_nCHW), record
 

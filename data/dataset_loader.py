@@ -1,145 +1,89 @@
 """Data sets as tensors: read once, cached, with a sample id (= row of ``inputs_n``) that never changes.
 
-To add a data set, write a reader in data/sources.py and add a line to ``DATASETS``.
+To add a data set, write a reader ``(path, options) -> Arrays`` and add a line to ``utils.registry.DATASETS``.
 
 Legend: n train samples, m test samples, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import tempfile
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from data import sources
-from data.pictures import check_memory, files_under
-from data.sources import Arrays
-from data.task import Classification, Task
+from data.arrays import Arrays, ReadOptions
+from data.cache import TENSORS, default_cache_dir, digest_of_files, read_cache, warn_damaged, write_cache
+from data.classification import Classification
+from data.pictures import check_memory
 from data.transforms import resize
 from utils.digest import digest_json, digest_tensors
-from utils.errors import UsageError, choose
+from utils.errors import UsageError
 from utils.random import hash64
+from utils.registry import DATASETS, load
 
-CACHE_VERSION = "4"  # raise it when a reader gives other pixels or another order
+EMBEDDED = {"air": Path(__file__).parent.parent / "examples" / "air"}  # what the project's folder brings along
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A whole data set in memory. A train sample's id is its row in ``inputs_n``: the same for every
-    seed, machine and file system. Mean and std are per channel, of the train pixels scaled to [0, 1]."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Dataset(Arrays):
+    """A whole data set in memory. Mean and deviation are those of the train inputs, by channel (pictures: of pixels
+    scaled to [0, 1]) or by feature (sequences), float32; the deviation of a constant one is 1. ``fingerprint``:
+    counts and digests of what was loaded, before any corruption."""
 
     name: str
-    inputs_n: Tensor  # uint8
-    targets_n: Tensor  # int64
-    test_inputs_m: Tensor  # uint8
-    test_targets_m: Tensor  # int64
-    class_names: tuple[str, ...]
-    mean_C: Tensor  # float32
-    std_C: Tensor  # float32, 1 for a channel that is constant
-    fingerprint: dict[str, Any]  # counts and digests of what was loaded, before any corruption
-    skipped: tuple[str, ...] = ()  # what was found in its folder and left out, in words
-
-    @cached_property
-    def task(self) -> Task:
-        """What is learned of it."""
-        return Classification(self.class_names)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def channels(self) -> int:
-        return self.inputs_n.shape[1]
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return tuple(self.inputs_n.shape[-2:])
-
-
-def digits(path: Path, image_size: int | None, download: bool, progress: bool) -> Arrays:
-    """The 1,797 8x8 digits inside scikit-learn; a fixed stratified 20 % are the test set."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)[:, None]  # values are 0..16
-    labels = torch.from_numpy(bunch.target).long()
-    train, test = split_validation(labels, 0.2, seed=0)
-    return Arrays(images[train], labels[train], images[test], labels[test], tuple("0123456789"))
-
-
-# name -> reader(path, image_size, download, progress)
-DATASETS: dict[str, Callable[[Path, int | None, bool, bool], Arrays]] = {
-    "digits": digits,
-    "svhn": sources.svhn,
-    "cifar10": sources.cifar10,
-    "cifar100": sources.cifar100,
-    "tinyimagenet": sources.tinyimagenet,
-    "fashionmnist": sources.fashionmnist,
-    "imagefolder": sources.imagefolder,
-}
+    mean_C: Tensor
+    std_C: Tensor
+    fingerprint: dict[str, Any]
 
 
 def load_dataset(
     name: str,
     path: str | os.PathLike | None = None,
-    image_size: int | None = None,
-    download: bool = False,
+    options: ReadOptions | None = None,
     cache_dir: str | os.PathLike | None = None,
-    progress: bool = True,
 ) -> Dataset:
-    """The data set ``name`` from the folder ``path`` (default ./datasets/<name>; digits need none).
+    """The data set ``name`` from the folder ``path`` (default ./datasets/<name>; embedded ones need none).
 
-    image_size: resize to image_size x image_size pixels (shorter side, then centre crop).
-    download: fetch what is missing. cache_dir: where the decoded tensors are kept, by default
-    decentralized-learning in $XDG_CACHE_HOME or ~/.cache. Raises UsageError when the name is unknown, or
-    files are missing or damaged, or a download fails.
+    cache_dir: where the decoded tensors are kept, by default decentralized-learning in $XDG_CACHE_HOME or
+    ~/.cache. Raises UsageError when the name is unknown, or files are missing or damaged, or a download fails.
     """
-    reader = choose(DATASETS, name, "data set")
-    if image_size is not None and image_size < 1:
-        raise UsageError(f"--image_size must be at least 1 pixel, not {image_size}")
-    path = Path(os.path.abspath(os.path.expanduser(path or Path("datasets") / name)))
+    options = options or ReadOptions()
+    reader = load(DATASETS, name, "data set")
+    if options.image_size is not None and options.image_size < 1:
+        raise UsageError(f"--image_size must be at least 1 pixel, not {options.image_size}")
+    path = Path(os.path.abspath(os.path.expanduser(path or EMBEDDED.get(name, Path("datasets") / name))))
     try:
         path.lstat()
     except ValueError as error:  # a zero byte, or half a character
         raise UsageError(f"--dataset_path {str(path)!r} is no path: {error}") from error
     except OSError:
         pass  # the reader says what is missing
-    if name == "digits":
-        return _decoded(name, reader(path, image_size, download, progress), image_size)
+    if name == "digits":  # they come with scikit-learn, and read faster than a cache
+        arrays = _decoded(name, reader(path, options), options)
+        return _dataset(name, arrays, _fingerprint(arrays))
 
-    cache_dir = Path(os.path.expanduser(cache_dir or default_cache_dir()))
-    key = hashlib.sha256(json.dumps([name, str(path), image_size]).encode()).hexdigest()[:16]
-    cache_file = cache_dir / f"{name}-{key}.safetensors"
-    files = _digest_of_files(path)
-    dataset = _read_cache(cache_file, name, files)
-    if dataset is None:
-        dataset = _decoded(name, reader(path, image_size, download, progress), image_size)
-        _write_cache(cache_file, dataset, _digest_of_files(path) if download else files)
-    return dataset
-
-
-def default_cache_dir() -> Path:
-    """decentralized-learning in $XDG_CACHE_HOME, or in ~/.cache."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decentralized-learning"
-    except RuntimeError as error:
-        raise UsageError("no home folder to keep decoded data in; name one in XDG_CACHE_HOME") from error
+    asked = [options.image_size, options.history, options.horizon, options.seconds]
+    key = hashlib.sha256(json.dumps([name, str(path), *asked]).encode()).hexdigest()[:16]
+    cache_file = Path(os.path.expanduser(cache_dir or default_cache_dir())) / f"{name}-{key}.safetensors"
+    files = digest_of_files(path)
+    found = read_cache(cache_file, files)
+    if found is not None:
+        arrays, written = found
+        fingerprint = _fingerprint(arrays)
+        if fingerprint == written:
+            return _dataset(name, arrays, fingerprint)
+        warn_damaged(cache_file, "it does not hold what was written")
+    arrays = _decoded(name, reader(path, options), options)
+    fingerprint = _fingerprint(arrays)
+    write_cache(cache_file, arrays, fingerprint, digest_of_files(path) if options.download else files)
+    return _dataset(name, arrays, fingerprint)
 
 
 def data_differences(then: dict[str, Any], now: dict[str, Any]) -> str | None:
@@ -148,9 +92,9 @@ def data_differences(then: dict[str, Any], now: dict[str, Any]) -> str | None:
         if then[key] != now[key]:
             return f"{then[key]:,} {what} then, {now[key]:,} now"
     if then["shape"] != now["shape"]:
-        return f"pictures of shape {then['shape']} then, {now['shape']} now"
+        return f"samples of shape {then['shape']} then, {now['shape']} now"
     for key, what in (
-        ("inputs", "pictures"),
+        ("inputs", "inputs"),
         ("labels", "labels"),
         ("class_names", "classes"),
         ("test_inputs", "test data"),
@@ -158,7 +102,26 @@ def data_differences(then: dict[str, Any], now: dict[str, Any]) -> str | None:
     ):
         if then[key] != now[key]:
             return f"other {what}"
+    for key in ("task", "owners", "order"):  # where there are any
+        if then.get(key) != now.get(key):
+            return f"another {key}" if key != "owners" else "other owners"
     return None
+
+
+def validation_split(dataset: Arrays, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """(train_ids, val_ids), sorted int64, disjoint: stratified and drawn by seed, or, where samples have an order, the
+    latest ``fraction`` for validation, and for training what shares no data with it."""
+    if dataset.order_n is None:
+        return split_validation(dataset.task.strata(dataset.targets_n), fraction, seed)
+    order_n = dataset.order_n
+    first = order_n.sort().values[min(len(order_n) - 1, int((1 - fraction) * len(order_n)))]
+    train_ids, val_ids = ((part).nonzero().squeeze(1) for part in (order_n <= first - dataset.gap, order_n >= first))
+    if len(train_ids) == 0:
+        raise UsageError(
+            f"--val_fraction {fraction:g} leaves no training sample that ends before the validation begins: take less, "
+            "or a longer series"
+        )
+    return train_ids, val_ids
 
 
 def split_validation(labels_n: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -213,53 +176,81 @@ def _stratified(size_n: Tensor, fraction: float) -> Tensor:
     return torch.minimum((fraction * size_n.double()).round().clamp(min=1), size_n - 1)
 
 
-def _decoded(name: str, arrays: Arrays, image_size: int | None) -> Dataset:
+def _decoded(name: str, arrays: Arrays, options: ReadOptions) -> Arrays:
     """What a reader gave, checked and resized."""
     _check(name, arrays)
-    if image_size is not None:
-        images_nCHW, test_images_mCHW = arrays.inputs_n, arrays.test_inputs_m
-        check_memory(len(images_nCHW) + len(test_images_mCHW), images_nCHW.shape[1], image_size, image_size)
-        arrays = arrays._replace(
-            inputs_n=resize(images_nCHW, image_size), test_inputs_m=resize(test_images_mCHW, image_size)
-        )
-    return _dataset(name, arrays, _fingerprint(arrays))
+    if not arrays.sources:
+        arrays = replace(arrays, sources=tuple(f"train {i}" for i in range(len(arrays.targets_n))))
+    if options.image_size is None:
+        return arrays
+    if not arrays.pictures:
+        raise UsageError(f"--image_size is for pictures, and samples of {name} are none: leave it out")
+    count, size = len(arrays.inputs_n) + len(arrays.test_inputs_m), options.image_size
+    check_memory(count, arrays.channels, size, size)
+    inputs_n, test_inputs_m = (resize(part, size) for part in (arrays.inputs_n, arrays.test_inputs_m))
+    return replace(arrays, inputs_n=inputs_n, test_inputs_m=test_inputs_m)
 
 
 def _dataset(name: str, arrays: Arrays, fingerprint: dict[str, Any]) -> Dataset:
-    *data, skipped = arrays
-    return Dataset(name, *data, *_channel_statistics(arrays.inputs_n), fingerprint, skipped)
+    mean_C, std_C = (_channel_statistics if arrays.pictures else _feature_statistics)(arrays.inputs_n)
+    return Dataset(**vars(arrays), name=name, mean_C=mean_C, std_C=std_C, fingerprint=fingerprint)
 
 
 def _fingerprint(arrays: Arrays) -> dict[str, Any]:
-    images_nCHW, labels_n, test_images_mCHW, test_labels_m, class_names, _ = arrays
-    return {
-        "samples": len(labels_n),
-        "test_samples": len(test_labels_m),
-        "shape": list(images_nCHW.shape[1:]),
-        "classes": len(class_names),
-        "inputs": digest_tensors({"inputs": images_nCHW}),
-        "labels": digest_tensors({"labels": labels_n}),
-        "test_inputs": digest_tensors({"inputs": test_images_mCHW}),
-        "test_labels": digest_tensors({"labels": test_labels_m}),
-        "class_names": digest_json(class_names),
+    task, owners = arrays.task, arrays.owners
+    inputs_n, targets_n, test_inputs_m, test_targets_m = (getattr(arrays, key) for key in TENSORS)
+    fingerprint = {
+        "samples": len(targets_n),
+        "test_samples": len(test_targets_m),
+        "shape": list(inputs_n.shape[1:]),
+        "classes": task.num_outputs,
+        "inputs": digest_tensors({"inputs": inputs_n}),
+        "labels": digest_tensors({"labels": targets_n}),
+        "test_inputs": digest_tensors({"inputs": test_inputs_m}),
+        "test_labels": digest_tensors({"labels": test_targets_m}),
+        "class_names": digest_json(task.names),
     }
+    if task.kind != Classification.kind:  # what every data set has does not change older runs' digests
+        fingerprint["task"] = digest_json(task.record())
+    if owners is not None:
+        places = {} if owners.positions_GX is None else {"positions": owners.positions_GX}
+        fingerprint["owners"] = digest_json([owners.names, digest_tensors({"owners": owners.owner_n, **places})])
+    if arrays.order_n is not None:
+        fingerprint["order"] = digest_json([arrays.gap, digest_tensors({"order": arrays.order_n})])
+    return fingerprint
 
 
 def _check(name: str, arrays: Arrays) -> None:
-    """Raises UsageError where pictures, labels and classes do not fit each other."""
-    images_nCHW, labels_n, test_images_mCHW, test_labels_m, class_names, _ = arrays
-    wrong = None
-    for part, images, labels in (("training", images_nCHW, labels_n), ("test", test_images_mCHW, test_labels_m)):
-        if images.dim() != 4 or images.dtype != torch.uint8 or labels.dim() != 1 or labels.dtype != torch.int64:
-            wrong = f"the {part} data are no pictures of bytes with whole numbers as labels"
-        elif len(images) != len(labels) or len(images) == 0:
-            wrong = f"there are {len(images):,} {part} pictures and {len(labels):,} labels"
-        elif labels.min() < 0 or labels.max() >= len(class_names):
-            wrong = f"there are {len(class_names)} classes, and {part} labels from {labels.min()} to {labels.max()}"
-    if wrong is None and images_nCHW.shape[1:] != test_images_mCHW.shape[1:]:
-        wrong = "training and test pictures differ in size"
+    """Raises UsageError where inputs, targets and the task do not fit each other."""
+    wrong, n = None, len(arrays.targets_n)
+    for part, inputs, targets in (
+        ("training", arrays.inputs_n, arrays.targets_n), ("test", arrays.test_inputs_m, arrays.test_targets_m)
+    ):  # fmt: skip
+        fitting = inputs.dtype == (torch.uint8 if arrays.pictures else torch.float32) and inputs.dim() in (3, 4)
+        if not fitting:
+            wrong = f"the {part} data are neither pictures of bytes nor sequences of numbers"
+        elif len(inputs) != len(targets) or len(inputs) == 0:
+            wrong = f"there are {len(inputs):,} {part} samples and {len(targets):,} labels"
+        else:
+            odd = arrays.task.misfit(targets)
+            wrong = wrong or (odd and f"{part} {odd}")
+    if wrong is None and arrays.inputs_n.shape[1:] != arrays.test_inputs_m.shape[1:]:
+        wrong = "training and test samples differ in size"
+    if wrong is None and len(arrays.sources) not in (0, n):
+        wrong = f"there are {n:,} training samples and {len(arrays.sources):,} names of them"
     if wrong:
         raise UsageError(f"{name}: {wrong}; put the original files there")
+
+
+def _feature_statistics(inputs_nTF: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature over what is known, summed in float64."""
+    sums = []
+    known = inputs_nTF.isfinite().sum((0, 1)).clamp(min=1)
+    mean_F = inputs_nTF.double().nansum((0, 1)) / known
+    for part in inputs_nTF.split(4096):
+        sums.append((part.double() - mean_F).square().nansum((0, 1)))
+    std_F = (torch.stack(sums).sum(0) / known).sqrt()
+    return mean_F.float(), torch.where(std_F > 0, std_F, 1.0).float()
 
 
 def _channel_statistics(images_nCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -275,57 +266,3 @@ def _channel_statistics(images_nCHW: Tensor) -> tuple[Tensor, Tensor]:
         mean_C.append(mean / 255)
         std_C.append(std / 255 or 1.0)
     return torch.tensor(mean_C, dtype=torch.float32), torch.tensor(std_C, dtype=torch.float32)
-
-
-# ------------------------------------------------------------------- the cache of decoded tensors
-
-_TENSORS = ("inputs_n", "targets_n", "test_inputs_m", "test_targets_m")
-
-
-def _digest_of_files(folder: Path) -> str:
-    """A hash of the names, sizes and modification times of all files in the folder (links are followed)."""
-    lines = []
-    for file in files_under(folder):
-        with contextlib.suppress(OSError):  # a link that leads nowhere
-            status = os.stat(file)
-            lines.append(f"{file} {status.st_size} {status.st_mtime_ns}")
-    content = "\n".join([CACHE_VERSION, *sorted(lines)])
-    return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _read_cache(file: Path, name: str, files: str) -> Dataset | None:
-    """The cached data set, or None when there is none for these source files; warns if it is damaged."""
-    if not file.is_file():
-        return None
-    try:
-        with safe_open(file, "pt") as cached:
-            metadata = cached.metadata() or {}
-            if metadata.get("files") != files:
-                return None
-            tensors = [cached.get_tensor(key) for key in _TENSORS]
-        names, skipped = (tuple(json.loads(metadata[key])) for key in ("class_names", "skipped"))
-        arrays = Arrays(*tensors, names, skipped)
-        fingerprint = _fingerprint(arrays)
-        if fingerprint != json.loads(metadata["fingerprint"]):
-            raise ValueError("it does not hold what was written")
-        return _dataset(name, arrays, fingerprint)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        warnings.warn(f"the data cache {file} is damaged and is built anew: {error}", RuntimeWarning, stacklevel=3)
-        return None
-
-
-def _write_cache(file: Path, dataset: Dataset, files: str) -> None:
-    """Atomic: a temporary file is renamed when it is complete. Where nothing can be written, it warns."""
-    described = ("class_names", "skipped", "fingerprint")
-    metadata = {"files": files, **{key: json.dumps(getattr(dataset, key)) for key in described}}
-    temporary = None
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".tmp")
-        os.close(descriptor)
-        save_file({key: getattr(dataset, key).contiguous() for key in _TENSORS}, temporary, metadata)
-        os.replace(temporary, file)
-    except (OSError, SafetensorError) as error:
-        warnings.warn(f"decoded data is not cached ({error}); it is decoded anew next time", RuntimeWarning, 3)
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)

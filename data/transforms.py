@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.random import integers
+from utils.random import integers, uniform
 
 
 def normalize(images_BCHW: Tensor, mean_C: Tensor, std_C: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -63,6 +63,33 @@ def augment(images_BCHW: Tensor, keys_B: Tensor, pad: int = 4, flip: bool = True
     if not images_BCHW.is_contiguous() and images_BCHW.is_contiguous(memory_format=torch.channels_last):
         return augmented_BCHW.contiguous(memory_format=torch.channels_last)
     return augmented_BCHW
+
+
+NOISE = 0.1  # of a feature's deviation
+MASKED_STEPS, MASKED_FEATURES = 0.2, 0.2  # the longest mask, as a share
+
+
+def augment_sequences(inputs_BTF: Tensor, keys_B: Tensor, kind: str) -> Tensor:
+    """'noise': normal noise of a tenth of a deviation on every feature; 'mask': a stretch of steps and a band of
+    features set to 0, the mean (SpecAugment; Park et al. 2019). Any leading dims; the last column stays as it is. A
+    pure function of each sample's key."""
+    *_, T, F1 = inputs_BTF.shape
+    device = inputs_BTF.device
+    if kind == "noise":
+        place_TF = torch.arange(T * (F1 - 1), device=device).view(T, F1 - 1)
+        keys = keys_B[..., None, None]
+        radius, angle = (uniform(name, keys, place_TF) for name in ("radius", "angle"))  # Box and Muller 1958
+        noise = (-2 * (1 - radius).log()).sqrt() * (2 * torch.pi * angle).cos()
+        there = inputs_BTF[..., -1:]
+        return torch.cat([inputs_BTF[..., :-1] + NOISE * (noise * there).to(inputs_BTF.dtype), there], -1)
+    kept = []
+    for name, size, share in (("steps", T, MASKED_STEPS), ("features", F1 - 1, MASKED_FEATURES)):
+        length_B = integers(int(share * size) + 1, name, "length", keys_B)
+        start_B = (uniform(name, "start", keys_B) * (size - length_B + 1)).long()
+        place = torch.arange(size, device=device)
+        kept.append((place < start_B[..., None]) | (place >= (start_B + length_B)[..., None]))
+    kept_BTF = kept[0][..., None] & kept[1][..., None, :]
+    return torch.cat([inputs_BTF[..., :-1] * kept_BTF, inputs_BTF[..., -1:]], -1)
 
 
 def resize(images_BCHW: Tensor, size: int) -> Tensor:

@@ -1,10 +1,12 @@
 """The networks: ``load_model`` builds, pretrains or reads one; ``head`` and ``features`` cut it in two.
 
-To add a network, write a function ``(num_classes, image_shape) -> nn.Module`` whose last layer is an
-``nn.Linear``, and add one line to ``NETWORKS``. No layer may keep random state of its own (dropout): a run
-is a pure function of (config, seed, step).
+To add a network, write a function ``(num_outputs, input_shape) -> nn.Module`` whose last layer is an
+``nn.Linear``, and add one line to ``utils.registry.NETWORKS``. It takes pictures, unless its attribute ``takes`` says
+'sequences' or 'anything'. No layer may keep random state of its own (dropout): a run is a pure function of
+(config, seed, step).
 
-Legend: B batch, F inputs of the head; an image shape is (channels, height, width).
+Legend: B batch, F inputs of the head, T steps; an input shape is (channels, height, width) of pictures, or
+(T, features + 1) of sequences, whose last column says which steps are there.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,25 +24,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from networks.cnn import cnn, cnn_smooth
-from networks.mlp import mlp, mlp_smooth
-from networks.resnet import resnet18, resnet34, resnet50
-from networks.shufflenet import shufflenet
-from networks.squeezenet import squeezenet
-from utils.errors import UsageError, choose
+from utils.errors import UsageError
 from utils.files import parse_json
-
-NETWORKS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {
-    "squeezenet": squeezenet,
-    "shufflenet": shufflenet,
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "cnn": cnn,
-    "cnn_smooth": cnn_smooth,
-    "mlp": mlp,
-    "mlp_smooth": mlp_smooth,
-}
+from utils.registry import NETWORKS, load
 
 # Networks that torchvision has ImageNet weights for, and what torchvision calls them.
 PRETRAINED = {
@@ -48,22 +35,26 @@ PRETRAINED = {
     "resnet18": "resnet18",
     "resnet34": "resnet34",
     "resnet50": "resnet50",
+    "densenet121": "densenet121",
 }
+
+# torchvision's files of DenseNet say 'denselayer1.norm.1', its modules 'denselayer1.norm1'.
+DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
 
 SMALLEST_IMAGE = 8  # pixels a side: the deepest networks shrink a small image eightfold
 
 
 def load_model(
     name: str | Path,
-    num_classes: int | None = None,
-    image_shape: Sequence[int] | None = None,
+    num_outputs: int | None = None,
+    input_shape: Sequence[int] | None = None,
     pretrained: bool = False,
     seed: int | None = None,
 ) -> nn.Module:
     """A network on the CPU: a fresh one by its name in ``NETWORKS``, or a trained one by its file.
 
     A ``name`` that ends in ``.safetensors`` is a file of :func:`save_model`: see :func:`load_trained`
-    (``num_classes`` and ``image_shape`` may be left out, and must fit where they are given).
+    (``num_outputs`` and ``input_shape`` may be left out, and must fit where they are given).
 
     With a ``seed`` the initialization is a pure function of it, and the global generators are neither
     read nor changed; without one it draws from torch's global generator.
@@ -76,20 +67,20 @@ def load_model(
     """
     if str(name).endswith(".safetensors"):
         model, said = read_trained(name)
-        saved_classes, saved_shape = said["num_classes"], said["image_shape"]
-        if num_classes not in (None, saved_classes):
-            raise UsageError(f"{name} is a network for {saved_classes} classes, the data has {num_classes}.")
-        if image_shape is not None and tuple(image_shape) != saved_shape:
+        saved_classes, saved_shape = said["num_outputs"], said["input_shape"]
+        if num_outputs not in (None, saved_classes):
+            raise UsageError(f"{name} is a network of {saved_classes} outputs, the data need {num_outputs}.")
+        if input_shape is not None and tuple(input_shape) != saved_shape:
             raise UsageError(
-                f"{name} is a network for images of shape {saved_shape}, the data has {tuple(image_shape)}: "
-                f"pass --image_size {saved_shape[-1]} or train one for these images."
+                f"{name} is a network for samples of shape {saved_shape}, the data have {tuple(input_shape)}: "
+                f"pass --image_size {saved_shape[-1]} or train one for these."
             )
         return model
 
-    build = choose(NETWORKS, str(name), "model")
-    if num_classes is None or image_shape is None:
-        raise UsageError(f"network '{name}' has to be told num_classes and image_shape (channels, height, width).")
-    _check_shape(num_classes, image_shape)
+    build = load(NETWORKS, str(name), "model")
+    if num_outputs is None or input_shape is None:
+        raise UsageError(f"network '{name}' has to be told num_outputs and input_shape.")
+    shape = _taken_shape(str(name), getattr(build, "takes", "pictures"), num_outputs, tuple(input_shape))
     if pretrained and name not in PRETRAINED:
         raise UsageError(
             f"there are no pretrained weights for '{name}': leave out --pretrained, or choose from: "
@@ -100,7 +91,9 @@ def load_model(
         if seed is not None:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
-        model = build(num_classes, tuple(image_shape))
+        model = build(num_outputs, shape)
+    if len(shape) > len(input_shape):
+        model = SequenceAsPicture(model)
     if pretrained:
         _load_pretrained(model, PRETRAINED[name])
     return model
@@ -126,9 +119,9 @@ def features(model: nn.Module, images: Tensor) -> Tensor:
     return seen[-1]
 
 
-def model_metadata(name: str, num_classes: int, image_shape: Sequence[int], **notes: Any) -> dict[str, Any]:
+def model_metadata(name: str, num_outputs: int, input_shape: Sequence[int], **notes: Any) -> dict[str, Any]:
     """What a file must say for :func:`load_trained` to rebuild the network; ``notes`` (JSON-able) ride along."""
-    return notes | {"model": name, "num_classes": num_classes, "image_shape": list(image_shape)}
+    return notes | {"model": name, "num_outputs": num_outputs, "input_shape": list(input_shape)}
 
 
 def save_model(model_state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, Any]) -> None:
@@ -137,7 +130,7 @@ def save_model(model_state: Mapping[str, Tensor], path: str | Path, metadata: Ma
     ``metadata`` comes from :func:`model_metadata` and is kept as JSON under one key: safetensors writes several
     keys in random order, and equal models should be equal files. Integer counters may be left out of the state.
     """
-    missing = {"model", "num_classes", "image_shape"} - set(metadata)
+    missing = {"model", "num_outputs", "input_shape"} - set(metadata)
     if missing:
         raise ValueError(f"metadata lacks {sorted(missing)}: build it with model_metadata()")
     path = Path(path)
@@ -161,17 +154,41 @@ def load_trained(path: str | Path) -> nn.Module:
     return read_trained(path)[0]
 
 
-def _check_shape(num_classes: int, image_shape: Sequence[int]) -> None:
-    if num_classes < 1:
-        raise UsageError(f"a network needs at least one class, not {num_classes}.")
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise UsageError(f"image shape {tuple(image_shape)} is not (channels, height, width).")
-    height, width = image_shape[1:]
-    if min(height, width) < SMALLEST_IMAGE:
+class SequenceAsPicture(nn.Module):
+    """A network for pictures, given sequences [B, T, F + 1] (a spectrogram, say): one channel of T x F pixels."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, sequences: Tensor) -> Tensor:
+        """Outputs [B, C]."""
+        return self.network(sequences[..., :-1].unsqueeze(-3))
+
+
+def _taken_shape(name: str, takes: str, num_outputs: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what the network gets; :class:`UsageError` where it cannot take such samples."""
+    if num_outputs < 1:
+        raise UsageError(f"a network needs at least one output, not {num_outputs}.")
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise UsageError(f"shape {shape} is neither (channels, height, width) nor (steps, features + 1).")
+    if takes == "sequences" and len(shape) == 3:
+        raise UsageError(f"{name} takes sequences (time series, sound), and these samples are pictures: try cnn or mlp.")
+    if len(shape) == 2:
+        if takes != "pictures":
+            return shape
+        shape = 1, shape[0], shape[1] - 1
+        if min(shape[1:]) < SMALLEST_IMAGE:
+            raise UsageError(
+                f"{name} takes pictures, and sequences as pictures of {SMALLEST_IMAGE} steps and features at least, not "
+                f"{shape[1]} and {shape[2]}: try lstm, gru or mlp."
+            )
+    if min(shape[1:]) < SMALLEST_IMAGE:
         raise UsageError(
-            f"images of {height} x {width} pixels are too small for the networks: "
+            f"images of {shape[1]} x {shape[2]} pixels are too small for the networks: "
             f"pass --image_size {SMALLEST_IMAGE} or more."
         )
+    return shape
 
 
 def _head(model: nn.Module) -> tuple[str, nn.Linear]:
@@ -204,6 +221,7 @@ def _load_pretrained(model: nn.Module, torchvision_name: str) -> None:
             f"or leave out --pretrained."
         ) from error
 
+    weights = {DENSE_LAYER.sub(r"\1\2", key): value for key, value in weights.items()}
     head_name, _ = _head(model)
     stem_name = next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
     fitting = {
@@ -222,8 +240,8 @@ def _load_pretrained(model: nn.Module, torchvision_name: str) -> None:
 
 
 def read_trained(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a :func:`save_model` file in eval mode, and what the file says of it (``num_classes``,
-    ``image_shape`` and the notes that were given). Raises UsageError as :func:`load_trained` does."""
+    """The network of a :func:`save_model` file in eval mode, and what the file says of it (``num_outputs``,
+    ``input_shape`` and the notes that were given). Raises UsageError as :func:`load_trained` does."""
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"there is no model file {path}: give the path of a run's model.safetensors.")
@@ -235,16 +253,18 @@ def read_trained(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         raise UsageError(f"{path} is damaged or no safetensors file: write it anew or use another.") from error
     try:
         metadata = parse_json(text)
-        name, num_classes = str(metadata["model"]), int(metadata["num_classes"])
-        image_shape = tuple(int(size) for size in metadata["image_shape"])
+        older = {"num_outputs": "num_classes", "input_shape": "image_shape"}  # what older versions called them
+        metadata = {key: metadata.get(old) for key, old in older.items()} | metadata
+        name, num_outputs = str(metadata["model"]), int(metadata["num_outputs"])
+        input_shape = tuple(int(size) for size in metadata["input_shape"])
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} does not say which network it holds: save it with networks.save_model.") from error
 
-    model = load_model(name, num_classes, image_shape, seed=0)
+    model = load_model(name, num_outputs, input_shape, seed=0)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # a tensor of another shape
         raise UsageError(f"{path} does not fit the '{name}' that it says it holds: write it anew.") from error
     if unexpected or not all(_is_counter(key) for key in missing):
         raise UsageError(f"{path} does not fit the '{name}' that it says it holds: write it anew.")
-    return model.eval(), metadata | {"num_classes": num_classes, "image_shape": image_shape}
+    return model.eval(), metadata | {"num_outputs": num_outputs, "input_shape": input_shape}

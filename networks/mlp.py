@@ -11,18 +11,21 @@ from torch import nn
 
 def mlp(
     num_classes: int,
-    image_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     hidden: Sequence[int] = (64,),
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
     """Flatten, then linear layers of widths ``hidden`` with an activation after each, then the head."""
     layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in itertools.pairwise([math.prod(image_shape), *hidden]):
+    for fan_in, fan_out in itertools.pairwise([math.prod(input_shape), *hidden]):
         layers += [nn.Linear(fan_in, fan_out), activation()]
-    width = hidden[-1] if hidden else math.prod(image_shape)
+    width = hidden[-1] if hidden else math.prod(input_shape)
     return nn.Sequential(*layers, nn.Linear(width, num_classes))
 
 
-def mlp_smooth(num_classes: int, image_shape: tuple[int, int, int], hidden: Sequence[int] = (64,)) -> nn.Sequential:
+def mlp_smooth(num_classes: int, input_shape: tuple[int, ...], hidden: Sequence[int] = (64,)) -> nn.Sequential:
     """:func:`mlp` with tanh: smooth in its parameters, as influence functions assume."""
-    return mlp(num_classes, image_shape, hidden, activation=nn.Tanh)
+    return mlp(num_classes, input_shape, hidden, activation=nn.Tanh)
+
+
+mlp.takes = mlp_smooth.takes = "anything"

@@ -107,3 +107,6 @@ def lstm_mean(num_outputs: int, shape: tuple[int, int]) -> Recurrent:
 def gru(num_outputs: int, shape: tuple[int, int]) -> Recurrent:
     """A GRU of 64 units whose last state enters the head."""
     return Recurrent(num_outputs, shape[1] - 1, "gru")
+
+
+lstm.takes = lstm_mean.takes = gru.takes = "sequences"

@@ -73,7 +73,7 @@ RULE_BUDGETS: dict[str, tuple[int, int]] = {
 def parts_of(log: Log, job: Job, folder) -> dict[str, tuple[tuple[int, int], str]]:
     """The figures of each part of a training whose graphs are recorded."""
     trainer = Trainer(job, folder)
-    trainer.stopping.update = lambda loss: False
+    trainer.stopping.update, trainer.observers = lambda loss: False, []
     fleet, protocol = trainer.fleet, load_protocol(job.config.protocol)
     rounds = protocol.run(fleet, job)
     for _ in range(2):  # gossip takes turns between two matrices, each with its graph

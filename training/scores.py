@@ -20,7 +20,7 @@ from torch import Tensor
 from training.trajectory import RecordedRun
 from utils.digest import digest_json
 from utils.errors import UsageError
-from utils.influence import READS, Options, score, ticks
+from utils.influence import Options, load_method, score
 from utils.progress import bar
 from utils.pruning_args import PruningConfig
 from utils.scores import read_scores, write_scores
@@ -37,7 +37,7 @@ def settings_of(method: str, run: RecordedRun, options: Options, final_state: st
     that the method reads."""
     return {
         "method": method,
-        "options": {name: getattr(options, name) for name in READS[method]},
+        "options": {name: getattr(options, name) for name in load_method(method).reads},
         "run": run.job.identity["digest"],
         "rounds": run.rounds,
         "final_state": final_state,
@@ -59,7 +59,7 @@ def scores_for(
             scores_n = torch.zeros(len(worker_n), dtype=torch.float64)
             scores_n[torch.from_numpy(kept["sample_id"])] = torch.from_numpy(kept["scores"])
             return scores_n, path
-    with bar(ticks(method, run, options), f"scoring: {method}", "tick", config.quiet) as shown:
+    with bar(load_method(method).ticks(run, options), f"scoring: {method}", "tick", config.quiet) as shown:
         scores_n = score(method, run, options, shown.update)
     ids = (worker_n >= 0).nonzero()[:, 0]
     if not bool(scores_n[ids].isfinite().all()):

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from utils.errors import UsageError, unknown_name
 from utils.files import check_text
 from utils.recorded import LARGEST, read_recorded, recorded_fields, recorded_files
+from utils.registry import DATASETS, NETWORKS, PARTITIONS, PROTOCOLS, TOPOLOGIES
 
 C = TypeVar("C", bound="Config")
 Check = tuple[Callable[[Any], bool], str]
@@ -31,12 +32,7 @@ PIXELS: Check = (lambda v: 1 <= v <= 4096, "must be from 1 to 4096 pixels")
 SHARE: Check = (lambda v: 0 < v <= 1, "must be above 0 and at most 1")
 SEEDS: Check = (lambda v: 1 <= v <= 10_000, "must be from 1 to 10000")  # more are a mistake in typing, days later
 
-DATASET_NAMES = ("digits", "svhn", "cifar10", "cifar100", "tinyimagenet", "fashionmnist", "imagefolder")
-MODEL_NAMES = ("squeezenet", "shufflenet", "resnet18", "resnet34", "resnet50", "cnn", "cnn_smooth", "mlp", "mlp_smooth")
-MODES = ("ring", "all", "exponential", "exponential_one_peer", "grid", "star", "random", "file")
 SCHEDULES = ("constant", "multistep", "exponential", "cosine")
-PARTITIONS = ("dirichlet", "preference", "shards", "iid")
-PROTOCOL_NAMES = ("gossip", "local", "fedavg", "fedasync", "chained")
 CHAIN_ORDERS = ("fixed", "random", "shortest")
 
 
@@ -62,9 +58,12 @@ class Config:
     """Everything a run depends on. config.json holds it; ``--config`` replays it."""
 
     # data
-    dataset_name: str = flag("digits", "data", "data set", choices=DATASET_NAMES)
+    dataset_name: str = flag("digits", "data", "data set", choices=tuple(DATASETS))
     dataset_path: str | None = flag(None, "data", "where its files are (default: ./datasets/NAME)", numeric=False)
     image_size: int | None = flag(None, "data", "resize images to this many pixels a side", check=PIXELS)
+    history: int = flag(14, "data", "time series: steps that a sample shows", check=POSITIVE)
+    horizon: int = flag(3, "data", "time series: steps ahead that are predicted", check=POSITIVE)
+    sound_seconds: float = flag(3.0, "data", "sound: the longest clip; longer ones are cut", check=POSITIVE)
     node_datasize: int | None = flag(None, "data", "samples a worker takes, with --nonIID", check=POSITIVE)
     download: bool = flag(False, "data", "fetch missing data sets", numeric=False)
     val_fraction: float = flag(0.1, "data", "share of train kept for validation, stratified", check=FRACTION)
@@ -72,7 +71,10 @@ class Config:
         None, "data", "keep so many training samples, stratified, once validation is split off", check=POSITIVE
     )
     augment: str = flag(
-        "auto", "data", "auto crops and flips natural colour images", choices=("auto", "none", "crop", "crop_flip")
+        "auto",
+        "data",
+        "auto crops and flips natural colour images; noise and mask are for sequences",
+        choices=("auto", "none", "crop", "crop_flip", "noise", "mask"),
     )
     flip_labels: float = flag(0.0, "data", "flip this share of the training labels to test the scores", check=BELOW_ONE)
     bad_data: str | None = flag(None, "data", "COUNT:label_flip or COUNT:noise: the data of so many workers is bad")
@@ -84,23 +86,29 @@ class Config:
     # partition
     dirichlet: bool | None = flag(None, "partition", "split each class over workers by Dirichlet(alpha) [the default]")
     nonIID: bool | None = flag(None, "partition", "each worker draws its own class mix; --no-nonIID: IID")
-    partition: str | None = flag(None, "partition", "name the partition instead", choices=PARTITIONS)
+    partition: str | None = flag(None, "partition", "name the partition instead", choices=tuple(PARTITIONS))
     alpha: float = flag(0.8, "partition", "Dirichlet concentration: small is more skewed", check=POSITIVE)
     min_shard: int = flag(10, "partition", "smallest shard that --dirichlet accepts", check=NOT_NEGATIVE)
     self_balancing: bool = flag(False, "partition", "--dirichlet gives no more to workers that have their share")
     shards_per_worker: int = flag(2, "partition", "label shards a worker gets, with --partition shards", check=POSITIVE)
 
     # model
-    model: str = flag("cnn", "model", "network", choices=MODEL_NAMES)
+    model: str = flag("cnn", "model", "network", choices=tuple(NETWORKS))
     pretrained: bool = flag(False, "model", "start from ImageNet weights")
     init: str = flag(
         "common", "model", "one initialization for all workers, or one each", choices=("common", "per_worker")
     )
 
     # topology
-    mode: str = flag("ring", "topology", "who averages with whom", choices=MODES)
+    mode: str = flag("ring", "topology", "who averages with whom", choices=tuple(TOPOLOGIES))
     topology_file: str | None = flag(None, "topology", "edge list or matrix, with --mode file (row = receiver)")
-    num_workers: int = flag(8, "topology", "how many workers train", check=POSITIVE)
+    num_workers: int = flag(
+        None,
+        "topology",
+        "how many workers train (default: 8; with --partition natural one for each owner)",
+        check=POSITIVE,
+    )
+    neighbors: int = flag(3, "topology", "links of each worker to those nearest to it, with --mode nearest", check=POSITIVE)
     local_steps: int = flag(1, "topology", "SGD steps between two gossip steps", check=POSITIVE)
 
     # faults
@@ -196,7 +204,7 @@ class Config:
     )
 
     # run
-    protocol: str = flag("gossip", "run", "who trains, and who averages with whom", choices=PROTOCOL_NAMES)
+    protocol: str = flag("gossip", "run", "who trains, and who averages with whom", choices=tuple(PROTOCOLS))
     results_dir: str = flag("results", "run", "folder of all runs", numeric=False)
     run_name: str | None = flag(None, "run", "folder of this run (default: made of its main settings)", numeric=False)
     config: str | None = flag(None, "run", "start from a recorded config.json; flags override it", numeric=False)
@@ -217,6 +225,8 @@ class Config:
     quiet: bool = flag(False, "run", "no progress bars", numeric=False)
 
     def __post_init__(self) -> None:
+        if self.num_workers is None and self.partition != "natural":
+            object.__setattr__(self, "num_workers", 8)
         for f in dataclasses.fields(self):
             value, meta = getattr(self, f.name), f.metadata
             for number in value if isinstance(value, tuple) else (value,):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from utils.args import MODEL_NAMES, NOT_NEGATIVE, POSITIVE, SHARE, Check, Config, flag
+from utils.args import NOT_NEGATIVE, POSITIVE, SHARE, Check, Config, flag
 from utils.errors import UsageError, unknown_name
 from utils.influence.targets import check_target
+from utils.registry import INFLUENCE, NETWORKS
 
-METHODS = ("if", "dice", "delete", "cascade", "random", "noprune")
+METHODS = (*INFLUENCE, "noprune")
 STAGE: Check = (lambda v: v in (1, 2), "must be 1 (train) or 2 (score, prune, retrain)")
 
 
@@ -47,10 +48,10 @@ class PruningConfig(Config):
         numeric=False,
     )
     model_A: str | None = flag(
-        None, "pruning", "model of stage 1, which scores (default: --model)", choices=MODEL_NAMES, numeric=False
+        None, "pruning", "model of stage 1, which scores (default: --model)", choices=tuple(NETWORKS), numeric=False
     )
     model_B: str | None = flag(
-        None, "pruning", "model of stage 2 (default: that of stage 1)", choices=MODEL_NAMES, numeric=False
+        None, "pruning", "model of stage 2 (default: that of stage 1)", choices=tuple(NETWORKS), numeric=False
     )
     stage1_dir: str | None = flag(
         None, "pruning", "use this finished stage 1; what follows is put beside it", numeric=False

@@ -5,7 +5,7 @@ holds sum_j W[i, j] * x_j. Every row sums to 1, and no weight is negative. A top
 matrices uses them in turn, one a round.
 
 To add one: write a function ``(num_workers, seed, path) -> matrices`` that takes what it needs of
-these and ``**_``, and put it in TOPOLOGIES.
+these and ``**_``, and add a line to ``utils.registry.TOPOLOGIES``.
 
 Legend: N workers, E nonzero weights.
 """
@@ -13,7 +13,7 @@ Legend: N workers, E nonzero weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
@@ -24,8 +24,9 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import ArpackNoConvergence, eigs
 
-from utils.errors import UsageError, choose
+from utils.errors import UsageError
 from utils.random import numpy_rng
+from utils.registry import TOPOLOGIES, load
 from utils.topology_file import ROW_SUM_TOLERANCE, read_topology_file
 
 Matrices = tuple[sp.csr_array, ...]
@@ -144,15 +145,16 @@ class Topology:
         return links
 
 
-def build_topology(mode: str, num_workers: int, seed: int = 0, path: str | Path | None = None) -> Topology:
-    """The topology of that name for N workers. ``seed`` matters to 'random', ``path`` to 'file'.
+def build_topology(mode: str, num_workers: int, seed: int = 0, **options: object) -> Topology:
+    """The topology of that name for N workers. ``seed`` matters to 'random'; ``options``: ``path`` of 'file',
+    ``positions_NX`` and ``neighbors`` of 'nearest'.
 
     Raises UsageError for an unknown name, fewer than one worker, or a file that is no valid topology.
     """
-    function = choose(TOPOLOGIES, mode, "topology (--mode)")
+    function = load(TOPOLOGIES, mode, "topology (--mode)")
     if num_workers < 1:
         raise UsageError(f"--num_workers must be 1 or more, not {num_workers}.")
-    return Topology(mode, num_workers, function(num_workers=num_workers, seed=seed, path=path))
+    return Topology(mode, num_workers, function(num_workers=num_workers, seed=seed, **options))
 
 
 def metropolis_hastings(adjacency: sp.sparray) -> sp.csr_array:
@@ -242,16 +244,28 @@ def from_file(num_workers: int, path: str | Path | None = None, **_: object) -> 
     return (matrix if weighted else metropolis_hastings(matrix),)
 
 
-TOPOLOGIES: dict[str, Callable[..., Matrices]] = {
-    "ring": ring,
-    "all": complete,
-    "exponential": exponential,
-    "exponential_one_peer": exponential_one_peer,
-    "grid": grid,
-    "star": star,
-    "random": random,
-    "file": from_file,
-}
+def nearest(
+    num_workers: int, positions_NX: np.ndarray | None = None, neighbors: int = 3, **_: object
+) -> Matrices:
+    """Every worker is linked to the K workers nearest to it (and those to whom it is among the nearest), and parts that
+    this leaves apart by the shortest links between them; Metropolis-Hastings weights."""
+    if positions_NX is None:
+        raise UsageError(
+            "--mode nearest needs data that know where their owners are, and --partition natural (air does; for "
+            "timeseries give positions.csv)."
+        )
+    distance_NN = np.linalg.norm(positions_NX[:, None] - positions_NX[None], axis=2)
+    np.fill_diagonal(distance_NN, np.inf)
+    count = min(neighbors, num_workers - 1)
+    near_Nk = np.argsort(distance_NN, axis=1, kind="stable")[:, :count]
+    links = sp.csr_array((np.ones(near_Nk.size), (np.repeat(np.arange(num_workers), count), near_Nk.ravel())),
+                         shape=(num_workers, num_workers))  # fmt: skip
+    links = links + links.T
+    while (found := connected_components(links, directed=False))[0] > 1:
+        apart_NN = np.where(found[1][:, None] != found[1][None], distance_NN, np.inf)
+        i, j = np.unravel_index(apart_NN.argmin(), apart_NN.shape)
+        links = links + sp.csr_array(([1.0, 1.0], ([i, j], [j, i])), shape=links.shape)
+    return (metropolis_hastings(links),)
 
 
 def _powers_of_two(num_workers: int) -> list[int]:

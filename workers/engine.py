@@ -66,6 +66,9 @@ class Engine:
         # Parameters are handed in at every call, so the modules need no memory of their own.
         self._template = without_counters(copy.deepcopy(self.model)).to("meta")
         self.workers_a_chunk = self.batched if self.name == "vmap" else 1
+        for module in self._template.modules():  # vmap does not know PyTorch's fused recurrent kernels
+            if self.name == "vmap" and hasattr(module, "fused"):
+                module.fused = False
         if self.name in ("loop", "graph"):
             self.threads = 1
         if self.threads > 1:

@@ -1,4 +1,5 @@
-"""Networks whose derivatives can be taken: BatchNorm without hidden state, convolutions that know what has tangents."""
+"""Networks whose derivatives can be taken: BatchNorm without hidden state, convolutions that know what has tangents,
+recurrent cells of plain operators."""
 
 from __future__ import annotations
 
@@ -60,6 +61,8 @@ def opened(model: nn.Module, vmapped: bool = False) -> nn.Module:
     """A copy of the network with the Open modules in place of PyTorch's (same names)."""
     model = without_counters(copy.deepcopy(model)).to("meta")
     for name, module in list(model.named_modules()):
+        if hasattr(module, "fused"):
+            module.fused = False
         if type(module) is nn.Conv2d and not vmapped:  # vmap cannot look at tangents
             module.__class__ = OpenConv2d
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:

@@ -1,6 +1,6 @@
 """Protocols: who trains, and who averages with whom.
 
-A protocol is a file with a subclass of :class:`Protocol` and one line in ``PROTOCOLS``. It says what its rounds
+A protocol is a file with a subclass of :class:`Protocol` and one line in ``utils.registry.PROTOCOLS``. It says what its rounds
 are; it never logs, evaluates or saves: the trainer consumes its rounds.
 
 Legend: N workers, R rows of the fleet (N, times replicas).
@@ -8,7 +8,6 @@ Legend: N workers, R rows of the fleet (N, times replicas).
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from scipy import sparse
 from torch import Tensor
 
 from utils.devices import send
-from utils.errors import choose
 from utils.influence.trajectory import Step
+from utils.registry import PROTOCOLS, load
 from workers.mixing import without_workers
 from workers.worker_vision import Fleet
 
@@ -28,19 +27,9 @@ if TYPE_CHECKING:
     from training.build import Job
     from utils.args import Config
 
-PROTOCOLS = {
-    "gossip": "training.protocols.gossip:Gossip",
-    "local": "training.protocols.local:Local",
-    "fedavg": "training.protocols.fedavg:FedAvg",
-    "fedasync": "training.protocols.fedasync:FedAsync",
-    "chained": "training.protocols.chained:Chained",
-}
-
-
 def load_protocol(name: str) -> Protocol:
     """The protocol of that name."""
-    module, _, kind = choose(PROTOCOLS, name, "protocol").partition(":")
-    return getattr(importlib.import_module(module), kind)()
+    return load(PROTOCOLS, name, "protocol")()
 
 
 @dataclass(frozen=True)

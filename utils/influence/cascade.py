@@ -26,6 +26,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from utils.influence.method import Method
 from utils.influence.recursion import Adjoint, step_back
 from utils.influence.targets import objective
 from utils.influence.trajectory import Trajectory
@@ -56,3 +57,7 @@ def accumulate(scores_n: Tensor, ids_NB: Tensor, products_NB: Tensor) -> None:
     """Add the products to their samples' scores; ids of -1 are padding, which adds nothing to sample 0."""
     products_NB = products_NB.to(scores_n.dtype).masked_fill(ids_NB < 0, 0.0)
     scores_n.index_add_(0, ids_NB.clamp(min=0).flatten(), products_NB.flatten())
+
+
+METHOD = Method(lambda run, options, progress: cascade(run, options.target, progress), ("target",),
+                lambda run, options: ticks(run))  # fmt: skip

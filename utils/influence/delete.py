@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from utils.influence.dice import shares
+from utils.influence.method import Method
 from utils.influence.targets import node_weights
 from utils.influence.trajectory import Trajectory
 from utils.progress import Progress, ignored
@@ -41,3 +42,10 @@ def delete(
         scores_n += trajectory.step(t).lr * products_n * weight_n
         progress(1)
     return scores_n
+
+
+METHOD = Method(
+    lambda run, options, progress: delete(run, options.delete_checkpoints, progress=progress),
+    ("delete_checkpoints",),
+    lambda run, options: len(run.checkpoints(options.delete_checkpoints)),
+)

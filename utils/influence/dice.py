@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UsageError
+from utils.influence.method import Method
 from utils.influence.recursion import Adjoint, momentum_adjoint, step_back
 from utils.influence.targets import objective
 from utils.influence.trajectory import Trajectory
@@ -81,3 +82,10 @@ def direction(trajectory: Trajectory, t: int, states: list[Tensor], gradients: l
         adjoint.rows_ND += gradients[s]
     _, rho_NP = momentum_adjoint(trajectory, t, adjoint)
     return rho_NP.sub_(gradients[0][:, : trajectory.P], alpha=trajectory.step(t).lr)
+
+
+METHOD = Method(
+    lambda run, options, progress: dice(run, options.dice_hops, options.dice_rounds, options.target, progress),
+    ("target", "dice_hops", "dice_rounds"),
+    lambda run, options: len(scored_steps(run.num_steps, options.dice_hops, options.dice_rounds)),
+)

@@ -1,0 +1,94 @@
+"""Everything that the command line can name, and where it is written: a line each, 'module:name'.
+
+Nothing is imported before it is asked for, so that --help knows all names at once. To add something, write it where
+its room says how, and add its line here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from utils.errors import choose
+
+DATASETS = {  # a reader (path, options) -> Arrays: data/dataset_loader.py
+    "digits": "data.sources:digits",
+    "svhn": "data.sources:svhn",
+    "cifar10": "data.sources:cifar10",
+    "cifar100": "data.sources:cifar100",
+    "tinyimagenet": "data.picture_folders:tinyimagenet",
+    "mnist": "data.sources:mnist",
+    "fashionmnist": "data.sources:fashionmnist",
+    "kmnist": "data.sources:kmnist",
+    "imagefolder": "data.picture_folders:imagefolder",
+    "air": "data.series:air",
+    "timeseries": "data.series:timeseries",
+}
+
+TASKS = {  # a subclass of data.task.Task
+    "classification": "data.classification:Classification",
+    "multilabel": "data.multilabel:Multilabel",
+    "regression": "data.regression:Regression",
+}
+
+NETWORKS = {  # (outputs, input shape) -> nn.Module: networks/__init__.py
+    "squeezenet": "networks.squeezenet:squeezenet",
+    "shufflenet": "networks.shufflenet:shufflenet",
+    "resnet18": "networks.resnet:resnet18",
+    "resnet34": "networks.resnet:resnet34",
+    "resnet50": "networks.resnet:resnet50",
+    "densenet121": "networks.densenet:densenet121",
+    "cnn": "networks.cnn:cnn",
+    "cnn_smooth": "networks.cnn:cnn_smooth",
+    "mlp": "networks.mlp:mlp",
+    "mlp_smooth": "networks.mlp:mlp_smooth",
+    "lstm": "networks.recurrent:lstm",
+    "lstm_mean": "networks.recurrent:lstm_mean",
+    "gru": "networks.recurrent:gru",
+}
+
+PARTITIONS = {  # (strata, workers, seed, **options) -> shards: utils/partition.py
+    "dirichlet": "utils.dirichlet:dirichlet_partition",
+    "preference": "utils.partition:class_preference_partition",
+    "shards": "utils.partition:label_shards_partition",
+    "iid": "utils.partition:iid_partition",
+    "natural": "utils.partition:natural_partition",
+}
+
+TOPOLOGIES = {  # (num_workers, **options) -> mixing matrices: utils/topology.py
+    "ring": "utils.topology:ring",
+    "all": "utils.topology:complete",
+    "exponential": "utils.topology:exponential",
+    "exponential_one_peer": "utils.topology:exponential_one_peer",
+    "grid": "utils.topology:grid",
+    "star": "utils.topology:star",
+    "random": "utils.topology:random",
+    "nearest": "utils.topology:nearest",
+    "file": "utils.topology:from_file",
+}
+
+PROTOCOLS = {  # a subclass of training.protocols.Protocol
+    "gossip": "training.protocols.gossip:Gossip",
+    "local": "training.protocols.local:Local",
+    "fedavg": "training.protocols.fedavg:FedAvg",
+    "fedasync": "training.protocols.fedasync:FedAsync",
+    "chained": "training.protocols.chained:Chained",
+}
+
+INFLUENCE = {  # a utils.influence.method.Method
+    "if": "utils.influence.last_layer:METHOD",
+    "dice": "utils.influence.dice:METHOD",
+    "delete": "utils.influence.delete:METHOD",
+    "cascade": "utils.influence.cascade:METHOD",
+    "random": "utils.influence.method:RANDOM",
+}
+
+
+def load(registry: Mapping[str, Any], name: str, kind: str) -> Any:
+    """What a registry has under a name. Raises :class:`UsageError` for an unknown one: ``kind`` says of what."""
+    place = choose(registry, name, kind)
+    if not isinstance(place, str):  # a test's own
+        return place
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
