@@ -25,6 +25,7 @@ from data.corruption import corrupt
 from data.dataset_loader import Dataset, load_dataset, split_validation, subset
 from networks import load_model
 from training.identity import Identity, identity_of
+from training.protocols import load_protocol
 from utils.args import Config
 from utils.dirichlet import partition
 from utils.errors import UsageError
@@ -37,7 +38,7 @@ from utils.virtual_time import VirtualTime
 from workers import distributed
 from workers.engine import Engine
 from workers.robust import Byzantine, parse_byzantine
-from workers.tuning import choose_execution
+from workers.tuning import IN_PARTS, batch_parts, choose_execution, splits
 from workers.worker_vision import Fleet
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class Execution:
     engine: str
     threads: int
     channels_last: bool
+    batch_parts: int = 1  # runs of older versions do not record it
 
 
 @dataclass
@@ -201,7 +203,9 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
         dataclasses.replace(part, channels_last=execution.channels_last).to(device) for part in (samples, test_samples)
     )
     torch.backends.cudnn.allow_tf32 = config.tf32
-    engine = Engine.on(device, models[0], execution.engine, execution.threads, execution.channels_last, autocast)
+    engine = Engine.on(
+        device, models[0], execution.engine, execution.threads, execution.channels_last, autocast, execution.batch_parts
+    )
     initial_ND = torch.zeros(len(models), engine.layout.D, dtype=samples.dtype)
     for row_D, model in zip(initial_ND, models, strict=True):
         engine.layout.write(model, row_D)
@@ -271,7 +275,7 @@ def initial_models(config: Config, dataset: Dataset) -> list[nn.Module]:
 def check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, batches: Batches) -> None:
     """Raises :class:`UsageError` where a batch of one sample leaves BatchNorm nothing to normalize over."""
     smallest = int(batches.sizes_N.min())
-    if smallest > 1 or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+    if smallest > 1 or splits(model):
         return
     try:
         copy.deepcopy(model).to("meta").train()(torch.empty(1, *dataset.images_nCHW.shape[1:], device="meta"))
@@ -304,13 +308,31 @@ def first_execution(
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     threads = config.threads or max(1, len(os.sched_getaffinity(0)) // here)
     if device.type == "cuda":
-        threads = 1  # a GPU is fed by one thread, and what it batches does not depend on the cores beside it
+        threads = here = 1  # a GPU is fed by one thread, and what it batches does not depend on the cores beside it
     chosen = choose_execution(
         model, samples, batches, config.engine, config.channels_last, threads, device, autocast
     )
     engine, channels_last = distributed.share_json(chosen)
+    parts = first_parts(config, model, samples, batches, engine, threads * here)
     own = "cuda" if device.type == "cuda" and "LOCAL_RANK" in os.environ else str(device)
-    return Execution(own, engine, threads, channels_last)
+    return Execution(own, engine, threads, channels_last, parts)
+
+
+def first_parts(
+    config: Config, model: nn.Module, samples: Samples, batches: Batches, engine: str, threads: int
+) -> int:
+    """Parts that a batch is cut into: as ``--batch_parts`` says, or by the rule, which reads how many workers train at
+    a time (all, unless the protocol says otherwise) and the threads of all processes here."""
+    if config.batch_parts is None:
+        protocol = load_protocol(config.protocol)
+        at_once = getattr(protocol, "workers_at_once", lambda config: config.num_workers)(config)
+        shape, size = tuple(samples.images_nCHW.shape[1:]), int(batches.sizes_N.max())
+        return batch_parts(model, shape, size, at_once, threads, engine)
+    if config.batch_parts > 1 and engine not in IN_PARTS:
+        raise UsageError(f"--batch_parts needs --engine {' or '.join(IN_PARTS)}; this run's is '{engine}'.")
+    if config.batch_parts > 1 and not splits(model):
+        raise UsageError(f"{config.model} normalizes over its batch, which cannot be cut: leave out --batch_parts.")
+    return config.batch_parts
 
 
 def find_device(name: str) -> torch.device:

@@ -371,6 +371,7 @@ def headline(job: Job, rounds: int) -> str:
     shape = " x ".join(map(str, data.images_nCHW.shape[1:]))
     graph = f" on {config.mode}" if config.protocol == "gossip" else ""
     execution = [job.execution.device, job.execution.engine, "channels_last" if job.execution.channels_last else ""]
+    execution += [f"batches in {job.execution.batch_parts} parts"] if job.execution.batch_parts > 1 else []
     lines = [
         f"{data.name}: {len(job.train_ids):,} training, {len(job.val_ids):,} validation and "
         f"{len(data.test_labels_m):,} test samples of {data.num_classes} classes, {shape}; "

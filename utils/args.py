@@ -194,6 +194,14 @@ class Config:
     channels_last: bool | None = flag(
         None, "machine", "memory layout of convolutions (default: channels_last)", numeric=False
     )
+    batch_parts: int | None = flag(
+        None,
+        "machine",
+        "parts that each batch is cut into, side by side where fewer workers train than there are threads (default: "
+        "by a rule of shapes and counts)",
+        check=POSITIVE,
+        numeric=False,
+    )
 
     # run
     protocol: str = flag("gossip", "run", "who trains, and who averages with whom", choices=PROTOCOL_NAMES)

@@ -11,6 +11,7 @@ A protocol is a file with three functions and one line in ``PROTOCOLS``:
 ``not_linear(config)`` says why they cannot (None: they can). ``SHARED = True``: all rows are equal after
 a round, so one evaluation serves all workers. ``EVALUATE_EVERY``: rounds between evaluations, where not
 an epoch. ``global_model(fleet) -> [M, D]``: the model the run is about, where not the mean of the rows.
+``workers_at_once(config)``: how many workers train at a time, where not all.
 
 Protocols never log, evaluate or save: the trainer consumes their rounds.
 

@@ -34,6 +34,11 @@ def rounds(job: Job) -> int:
     return max(1, math.ceil(job.config.epochs * job.config.num_workers / job.config.local_epochs))
 
 
+def workers_at_once(config: Config) -> int:
+    """The one of this hop."""
+    return 1
+
+
 def worker_at(job: Job, hop: int) -> int:
     """Who trains at this hop: 0 .. N-1 in turn, a new permutation every cycle, or the shortest tour."""
     N, cycle, place = job.config.num_workers, hop // job.config.num_workers, hop % job.config.num_workers

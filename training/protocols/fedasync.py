@@ -54,6 +54,11 @@ def rounds(job: Job) -> int:
     return max(1, math.ceil(arrivals / job.config.buffer_size))
 
 
+def workers_at_once(config: Config) -> int:
+    """Those whose rows one update waits for."""
+    return config.buffer_size
+
+
 def schedule(job: Job) -> list[Update]:
     """All server updates, by simulating arrivals."""
 

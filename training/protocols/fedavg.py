@@ -41,6 +41,11 @@ def sampled_workers(config: Config) -> int:
     return max(1, round(config.fraction_fit * config.num_workers))
 
 
+def workers_at_once(config: Config) -> int:
+    """Those that are sampled."""
+    return sampled_workers(config)
+
+
 def samples_of(job: Job) -> Tensor:
     """Which workers each round samples [T, N], bool: a pure function of the seed, computed once."""
 
