@@ -28,10 +28,12 @@ def main(argv: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         config = parse(Config, argv, __doc__)
-        from training.build import find_device
+        from training.deal import with_workers
+        from training.execution import find_device
         from training.run import check_same_command, own_folder, run_folder, run_name, train_seeds
         from workers import distributed
 
+        config = with_workers(config)
         distributed.join(find_device(config.device))
         lead = distributed.rank() == 0
         if distributed.started():

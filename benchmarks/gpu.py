@@ -33,7 +33,7 @@ import torch
 from benchmarks.bars import judged
 from benchmarks.common import machine, machine_memory
 from benchmarks.gpu_checks import CHECKS, Check, Task, reason
-from training.build import find_device
+from training.execution import find_device
 from utils.errors import UsageError, unknown_name
 from utils.records import write_json
 

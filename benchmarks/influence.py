@@ -34,7 +34,7 @@ import torch
 
 from benchmarks.common import Probe, line, machine, median_ratio, spread, take_turns
 from benchmarks.influence_probes import HOPS, Case, last_layer_alone, scored_run
-from training.build import find_device
+from training.execution import find_device
 from utils.errors import UsageError, choose
 from utils.records import write_json
 

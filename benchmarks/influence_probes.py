@@ -31,7 +31,7 @@ from utils.influence.cascade import cascade
 from utils.influence.delete import delete
 from utils.influence.dice import dice, direction, scored_steps, states_from
 from utils.influence.last_layer import last_layer_influence
-from utils.influence.targets import objective
+from utils.influence.targets import node_weights, objective
 from utils.progress import Progress, ignored
 from workers.derivatives import piece_size
 from workers.engine import Engine
@@ -187,7 +187,7 @@ class ScoredRun:
             "delete": lambda: delete(self.kept, 1),
             "cascade": lambda: cascade(self.kept),
             "cascade_replayed": lambda: cascade(self.run),
-            "if": lambda: last_layer_influence(*self.kept.last_layer()),
+            "if": lambda: last_layer_influence(*inputs_of_if(self.kept)),
             "if_forward": self.forward,
             "if_pydvl": lambda: last_layer_influence(*self.head_inputs),
         }
@@ -198,7 +198,7 @@ class ScoredRun:
     @cached_property
     def head_inputs(self) -> tuple:
         """What ``if`` reads."""
-        return self.run.last_layer()
+        return inputs_of_if(self.run)
 
     @torch.no_grad()
     def forward(self) -> None:
@@ -241,3 +241,9 @@ def forget_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def inputs_of_if(run: RecordedRun) -> tuple:
+    """What ``if`` reads of a run."""
+    layer = run.last_layer(node_weights(run.num_workers, "nodes"))
+    return layer.head, layer.train_features, layer.train_targets, layer.val_features, layer.val_targets

@@ -13,6 +13,7 @@ Legend: N workers.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import statistics
 import sys
@@ -26,23 +27,28 @@ import torch
 from benchmarks.common import Probe, line, machine, median_ratio, take_turns
 from benchmarks.training_probes import IMAGE_SHAPES, Setting, automatic, build_model, fleet_rounds
 from utils.records import write_json
+from workers.tuning import splits
 
 WORKERS = (1, 4, 8, 64)
+PARTS_GAIN = 1.3  # that cutting batches, where the rule does so, is worth with one worker on two cores
 GOOD = 0.8  # of the fastest candidate: what lies above is within what single runs differ by
 WIDTHS = (12, 5, 24, 24, 10)
 
 
-def candidates(model: str, device: str) -> list[Setting]:
-    """All executions that a run with this model may have."""
+def candidates(model: str, device: str, num_workers: int, threads: int) -> list[Setting]:
+    """All executions that a run with this model may have: with fewer workers than threads, batches in parts too."""
     convolutions = any(p.dim() == 4 for p in build_model(model).parameters())
     engines = ["graph", "loop"] if device != "cpu" else ["threads"]
     settings = [Setting(model, device, engine, layout) for engine in engines for layout in ({convolutions, False})]
+    parts = threads // num_workers
+    if device == "cpu" and parts > 1 and splits(build_model(model)):
+        settings += [dataclasses.replace(s, parts=parts) for s in settings]
     return settings if convolutions else [*settings, Setting(model, device, "vmap")]
 
 
 def measure(model: str, num_workers: int, args: argparse.Namespace) -> dict[str, Any]:
     """Node-steps a second of each candidate, and how the rule's choice compares with the fastest."""
-    settings = candidates(model, args.device)
+    settings = candidates(model, args.device, num_workers, args.threads)
     with Probe(automatic, Setting(model, args.device), num_workers, args.threads) as probe:
         chosen = name_of(probe())
     probes = {name_of(s): Probe(fleet_rounds, s, num_workers, args.threads) for s in settings}
@@ -55,12 +61,14 @@ def measure(model: str, num_workers: int, args: argparse.Namespace) -> dict[str,
         for probe in probes.values():
             probe.close()
     fastest = max(turns, key=lambda name: statistics.median(turns[name]))
+    whole = chosen.removesuffix(f" {args.threads // num_workers} parts")
     return {
         "model": model,
         "workers": num_workers,
         "rule": chosen,
         "fastest": fastest,
         "ratio": median_ratio(turns[chosen], turns[fastest]),
+        "parts_gain": median_ratio(turns[chosen], turns[whole]) if whole != chosen else None,
         "rates": {name: statistics.median(values) for name, values in turns.items()},
     }
 
@@ -95,6 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     poor = [row for row in rows if row["ratio"] < GOOD]
     print(f"\n{len(rows) - len(poor)} of {len(rows)} choices reach {GOOD} of the fastest")
+    for row in rows:
+        if row["parts_gain"] is not None:
+            verdict = "ok" if row["parts_gain"] >= PARTS_GAIN else "missed"
+            print(f"{verdict}: {row['model']} N={row['workers']}, parts are {row['parts_gain']:.2f} x whole batches")
     write_json(args.out, {"machine": machine(torch.device(args.device)), "rows": rows})
     print(args.out)
     return 0

@@ -24,7 +24,7 @@ from utils.errors import choose
 from utils.topology import build_topology
 from workers.engine import Engine
 from workers.row_layout import RowLayout
-from workers.tuning import choose_execution
+from workers.tuning import batch_parts, choose_execution
 from workers.worker_vision import Fleet
 
 BATCH = 32
@@ -44,11 +44,13 @@ class Setting:
     channels_last: bool = False
     amp: bool = False
     augmentation: str = "none"
+    parts: int = 1
 
     @property
     def layout(self) -> str:
-        """Memory layout and precision, for people."""
-        return ("channels_last" if self.channels_last else "nchw") + (" bf16" if self.amp else "")
+        """Memory layout, precision and parts of a batch, for people."""
+        layout = ("channels_last" if self.channels_last else "nchw") + (" bf16" if self.amp else "")
+        return layout + (f" {self.parts} parts" if self.parts > 1 else "")
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -57,7 +59,7 @@ class Setting:
 
     def bare(self, **changes: Any) -> Setting:
         """The bare loop to compare with: the same layout and precision but for ``changes``."""
-        return dataclasses.replace(self, engine="", augmentation="none", **changes)
+        return dataclasses.replace(self, engine="", augmentation="none", parts=1, **changes)
 
 
 def build_model(name: str) -> nn.Module:
@@ -131,7 +133,9 @@ def automatic(setting: Setting, num_workers: int, threads: int) -> Callable[[], 
             build_model(setting.model), samples, batches, "auto", None, threads,
             torch.device(setting.device), setting.autocast,
         )  # fmt: skip
-        return dataclasses.replace(setting, engine=engine, channels_last=channels_last)
+        shape = IMAGE_SHAPES[setting.model]
+        parts = batch_parts(build_model(setting.model), shape, BATCH, num_workers, threads, engine)
+        return dataclasses.replace(setting, engine=engine, channels_last=channels_last, parts=parts)
 
     return choose_setting
 
@@ -144,7 +148,7 @@ def make_fleet(
     layout = RowLayout(model, setting.channels_last)
     row_D = torch.empty(layout.D, dtype=samples.dtype)
     layout.write(model, row_D)
-    engine = Engine(model, layout, setting.engine, threads, setting.autocast)
+    engine = Engine(model, layout, setting.engine, threads, setting.autocast, parts=setting.parts)
     options = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "seed": 0} | options
     return Fleet(engine, row_D.to(device), samples.to(device), batches, **options)
 

@@ -9,6 +9,7 @@ Legend: N workers, B batch, L longest shard, n samples of the data set, C channe
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -71,6 +72,8 @@ class Samples:
     encodes them. ``augmentation``: 'none', 'crop' or 'crop_flip'.
     """
 
+    augmentations: ClassVar = ("none", "crop", "crop_flip")
+
     inputs_n: Tensor
     targets_n: Tensor
     mean_C: Tensor
@@ -119,6 +122,8 @@ class SequenceSamples(Samples):
     """Sequences, float32 [n, T, F] with NaN where nothing is known. Networks get [T, F + 1]: standardized features, 0
     where unknown, and a last column that is 1 at steps of which anything is known. ``augmentation``: 'none',
     'noise' or 'mask'."""
+
+    augmentations: ClassVar = ("none", "noise", "mask")
 
     def __post_init__(self) -> None:
         known_nTF = self.inputs_n.isfinite()

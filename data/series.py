@@ -121,7 +121,8 @@ def windows(
     inputs_nTF, targets_n2H, now_n, owner_n = train
     horizons = [f"{h} ahead" for h in range(1, H + 1)]
     positions_SX = None if places is None else torch.from_numpy(_straight(np.array(places), degrees))
-    sources = tuple(f"{sites[s]} {_moment(seconds_D, d)}" for s, d in zip(owner_n.tolist(), now_n.tolist(), strict=True))
+    moments = [_moment(seconds_D, d) for d in range(D)]
+    sources = tuple(f"{sites[s]} {moments[d]}" for s, d in zip(owner_n.tolist(), now_n.tolist(), strict=True))
     return Arrays(
         inputs_nTF, targets_n2H, test[0], test[1], Regression.of(horizons, targets_n2H, unit),
         sources=sources, owners=Owners(owner_n, tuple(sites), positions_SX), order_n=now_n, gap=T + H,

@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.build import Execution, Job, find_device
+from training.build import Job
+from training.deal import with_workers
+from training.execution import Execution, find_device
 from training.protocols import Round, RoundPlan, finished, train_round
 from training.protocols.fedavg import FedAvg
 from utils.args import Config, differences, parse
@@ -70,7 +72,7 @@ def configuration(flags: str, own_flags: str = "") -> Config:
         raise UsageError("--init per_worker works in one process only (main.py): the server sends its own model.")
     if config.seeds > 1:
         raise UsageError("--seeds: a deployment trains one seed a run; start one run a --seed.")
-    return config
+    return with_workers(config)
 
 
 def _parse(flags: str) -> Config:

@@ -173,15 +173,15 @@ def _taken_shape(name: str, takes: str, num_outputs: int, shape: tuple[int, ...]
     if len(shape) not in (2, 3) or min(shape) < 1:
         raise UsageError(f"shape {shape} is neither (channels, height, width) nor (steps, features + 1).")
     if takes == "sequences" and len(shape) == 3:
-        raise UsageError(f"{name} takes sequences (time series, sound), and these samples are pictures: try cnn or mlp.")
+        raise UsageError(f"{name} takes sequences (time series, sound), and these are pictures: try cnn or mlp.")
     if len(shape) == 2:
         if takes != "pictures":
             return shape
         shape = 1, shape[0], shape[1] - 1
         if min(shape[1:]) < SMALLEST_IMAGE:
             raise UsageError(
-                f"{name} takes pictures, and sequences as pictures of {SMALLEST_IMAGE} steps and features at least, not "
-                f"{shape[1]} and {shape[2]}: try lstm, gru or mlp."
+                f"{name} takes pictures, and sequences as pictures of {SMALLEST_IMAGE} steps and features at least, "
+                f"not {shape[1]} and {shape[2]}: try lstm, gru or mlp."
             )
     if min(shape[1:]) < SMALLEST_IMAGE:
         raise UsageError(

@@ -231,7 +231,7 @@ def test_replay_takes_the_recorded_execution(finished, tmp_path, monkeypatch):
     run_dir = train(tmp_path, "--engine", "auto", name="first")
     chosen = command.load(run_dir / "config.json")["execution"]
     other = "threads" if chosen["engine"] == "vmap" else "vmap"
-    measured = training.build.choose_execution
+    measured = training.execution.choose_execution
 
     def choose(model, samples, batches, engine, *rest):
         return measured(model, samples, batches, other if engine == "auto" else engine, *rest)

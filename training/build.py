@@ -9,9 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import os
-import reprlib
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,15 +17,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from data.batches import Batches, Samples
-from data.corruption import corrupt
-from data.dataset_loader import Dataset, load_dataset, split_validation, subset
+from data.batches import Batches, Samples, SequenceSamples
+from data.dataset_loader import Dataset
+from data.task import Task
 from networks import load_model
+from training.deal import deal, kept_shards, read_sample_ids, warn_outside
+from training.execution import Execution, engine_of, find_device, first_execution, use_one_thread_an_operator
 from training.identity import Identity, identity_of
 from utils.args import Config
-from utils.dirichlet import partition
 from utils.errors import UsageError
-from utils.files import read_lines
 from utils.provenance import provenance
 from utils.random import derive_seed
 from utils.scheduler import learning_rate
@@ -37,29 +34,19 @@ from utils.virtual_time import VirtualTime
 from workers import distributed
 from workers.engine import Engine
 from workers.robust import Byzantine, parse_byzantine
-from workers.tuning import choose_execution
+from workers.tuning import splits
 from workers.worker_vision import Fleet
 
 T = TypeVar("T")
 
-NATURAL_IMAGES = ("cifar10", "cifar100", "tinyimagenet")
-
-
-@dataclass(frozen=True)
-class Execution:
-    """What could change the bits of a run besides its configuration: chosen at the first start,
-    recorded in config.json, and reused by resume, replay, audit and stage 2."""
-
-    device: str
-    engine: str
-    threads: int
-    channels_last: bool
+NATURAL_IMAGES = ("cifar10", "cifar100", "tinyimagenet", "imagefolder")
 
 
 @dataclass
 class Job:
     """A run, ready to start. Sample ids index ``dataset.inputs_n``; ``train_ids`` (partitioned over
-    the workers in ``shards``) and ``val_ids`` are disjoint. ``whole_N``: samples each worker had before pruning;
+    the workers in ``shards``) and ``val_ids`` are disjoint. ``owners``: the owner that each worker is, where shards are
+    owners'. ``whole_N``: samples each worker had before pruning;
     the length of a run and of its local epochs follows from these, so pruning does not shorten the training."""
 
     config: Config
@@ -71,6 +58,7 @@ class Job:
     train_ids: Tensor
     val_ids: Tensor
     shards: list[Tensor]
+    owners: list[int] | None
     whole_N: Tensor
     batches: Batches
     topology: Topology
@@ -174,37 +162,23 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
     Raises :class:`UsageError` where the configuration does not fit the data or the machine, and where processes
     that train together do not agree.
     """
-    dataset, train_ids, val_ids, whole_shards, corruption = load_shards(config)
-    if kept_ids is None and config.keep_samples:
-        kept_ids = read_sample_ids("keep_samples", config.keep_samples, len(dataset.targets_n))
-        warn_outside("--keep_samples", kept_ids, train_ids)
-    shards = whole_shards if kept_ids is None else [s[torch.isin(s, kept_ids)] for s in whole_shards]
-    empty = [k for k, s in enumerate(shards) if len(s) == 0]
-    if empty:
-        kept = "keep some of each worker's with --keep_samples" if kept_ids is not None else "a --min_shard of 1"
-        raise UsageError(f"worker {empty[0]} got no samples: use fewer workers, a larger --alpha or {kept}.")
+    dealt = deal(config)
+    dataset, shards = dealt.dataset, kept_shards(config, dealt, kept_ids)
+    if config.finetune and dataset.task.kind != "classification":
+        raise UsageError("--finetune measures each worker on its own class mix: it needs samples of one class each.")
     identity = identity_of(config, dataset.fingerprint, shards)
     distributed.agree(identity, "data or settings")
-    topology = build_topology(
-        config.mode, config.num_workers, derive_seed(config.seed, "topology") % 2**32, config.topology_file
-    )
     use_one_thread_an_operator(config.deterministic)
-    models = initial_models(config, dataset)
-    batches = Batches(shards, config.batch_size, derive_seed(config.seed, "batches"))
-    check_batch_norm(config, models[0], dataset, batches)
-    autocast = torch.bfloat16 if config.amp else None
     samples, test_samples = samples_of(config, dataset)
-    if execution is None:
-        execution = first_execution(config, models[0], samples, batches, autocast)
+    models = initial_models(config, dataset.task, samples.shape)
+    batches = Batches(shards, config.batch_size, derive_seed(config.seed, "batches"))
+    check_batch_norm(config, models[0], samples.shape, batches)
+    execution = execution or first_execution(config, models[0], samples, batches)
     device = find_device(execution.device)
+    engine = engine_of(config, models[0], execution, device)
     samples, test_samples = (
         dataclasses.replace(part, channels_last=execution.channels_last).to(device) for part in (samples, test_samples)
     )
-    torch.backends.cudnn.allow_tf32 = config.tf32
-    engine = Engine.on(device, models[0], execution.engine, execution.threads, execution.channels_last, autocast)
-    initial_ND = torch.zeros(len(models), engine.layout.D, dtype=samples.dtype)
-    for row_D, model in zip(initial_ND, models, strict=True):
-        engine.layout.write(model, row_D)
     return Job(
         config=config,
         execution=execution,
@@ -213,69 +187,46 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
         samples=samples,
         test_samples=test_samples,
         train_ids=torch.cat(shards).sort().values,
-        val_ids=val_ids,
+        val_ids=dealt.val_ids,
         shards=shards,
-        whole_N=torch.tensor([len(s) for s in whole_shards]),
+        owners=dealt.owners,
+        whole_N=torch.tensor([len(s) for s in dealt.shards]),
         batches=batches,
-        topology=topology,
+        topology=topology_of(config, dataset, dealt.owners),
         model=models[0],
         engine=engine,
-        initial_ND=initial_ND.to(device),
-        corruption=corruption,
+        initial_ND=engine.rows(models, samples.dtype).to(device),
+        corruption=dealt.corruption,
     )
 
 
-def load_shards(config: Config) -> tuple[Dataset, Tensor, Tensor, list[Tensor], dict[str, Any]]:
-    """The data set (labels flipped where the configuration says so), the ids of its training and validation
-    samples, each worker's shard, and what was corrupted."""
-    dataset = load_dataset(
-        config.dataset_name, config.dataset_path, config.image_size, config.download, progress=not config.quiet
-    )
-    strata_n = dataset.task.strata(dataset.targets_n)
-    train_ids, val_ids = split_validation(strata_n, config.val_fraction, derive_seed(config.seed, "split"))
-    if config.max_train is not None:
-        train_ids = train_ids[subset(strata_n[train_ids], config.max_train, derive_seed(config.seed, "subset"))]
-    positions = partition(
-        config.partition_kind,
-        strata_n[train_ids].numpy(),
+def topology_of(config: Config, dataset: Dataset, owners: list[int] | None) -> Topology:
+    """Who averages with whom."""
+    known = owners is not None and dataset.owners.positions_GX is not None
+    return build_topology(
+        config.mode,
         config.num_workers,
-        derive_seed(config.seed, "partition") % 2**32,
-        alpha=config.alpha,
-        min_shard=config.min_shard,
-        self_balancing=config.self_balancing,
-        node_datasize=config.node_datasize,
-        shards_per_worker=config.shards_per_worker,
+        derive_seed(config.seed, "topology") % 2**32,
+        path=config.topology_file,
+        neighbors=config.neighbors,
+        positions_NX=dataset.owners.positions_GX[owners].numpy() if known else None,
     )
-    shards = [train_ids[torch.from_numpy(s)] for s in positions]
-    dataset, corruption = corrupt(
-        dataset, shards, config.flip_labels, config.bad_data, derive_seed(config.seed, "corruption")
-    )
-    return dataset, train_ids, val_ids, shards, corruption
 
 
-def use_one_thread_an_operator(deterministic: bool) -> None:
-    """Workers run in parallel, operators do not: two OpenMP threads spin."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1)
-
-
-def initial_models(config: Config, dataset: Dataset) -> list[nn.Module]:
+def initial_models(config: Config, task: Task, shape: tuple[int, ...]) -> list[nn.Module]:
     """The network that all workers start from, or one for each."""
-    shape = tuple(dataset.inputs_n.shape[1:])
     count = config.num_workers if config.init == "per_worker" else 1
     seeds = [derive_seed(config.seed, "init", k) % 2**32 for k in range(count)]
-    return [load_model(config.model, dataset.num_classes, shape, config.pretrained, seed) for seed in seeds]
+    return [load_model(config.model, task.num_outputs, shape, config.pretrained, seed) for seed in seeds]
 
 
-def check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, batches: Batches) -> None:
+def check_batch_norm(config: Config, model: nn.Module, shape: tuple[int, ...], batches: Batches) -> None:
     """Raises :class:`UsageError` where a batch of one sample leaves BatchNorm nothing to normalize over."""
     smallest = int(batches.sizes_N.min())
-    if smallest > 1 or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+    if smallest > 1 or splits(model):
         return
     try:
-        copy.deepcopy(model).to("meta").train()(torch.empty(1, *dataset.inputs_n.shape[1:], device="meta"))
+        copy.deepcopy(model).to("meta").train()(torch.empty(1, *shape, device="meta"))
     except ValueError as error:
         worker = int(batches.sizes_N.argmin())
         raise UsageError(
@@ -286,75 +237,28 @@ def check_batch_norm(config: Config, model: nn.Module, dataset: Dataset, batches
 
 def samples_of(config: Config, dataset: Dataset) -> tuple[Samples, Samples]:
     """Training (and validation) samples, and test samples, which are never augmented."""
+    kind = Samples if dataset.pictures else SequenceSamples
     augmentation = config.augment
     if augmentation == "auto":
-        natural = dataset.channels == 3 and config.dataset_name in (*NATURAL_IMAGES, "imagefolder")
+        natural = dataset.pictures and dataset.channels == 3 and config.dataset_name in NATURAL_IMAGES
         augmentation = "crop_flip" if natural else "none"
-    scale, dtype, task = (dataset.mean_C, dataset.std_C), getattr(torch, config.dtype), dataset.task
+    if augmentation not in kind.augmentations:
+        what = "pictures" if dataset.pictures else "sequences"
+        raise UsageError(f"--augment {augmentation}: choose from {', '.join(kind.augmentations)} for {what}.")
+    task = dataset.task
+    common = {"mean_C": dataset.mean_C, "std_C": dataset.std_C, "dtype": getattr(torch, config.dtype), "task": task}
     return (
-        Samples(dataset.inputs_n, task.encoded(dataset.targets_n), *scale, augmentation, dtype, task=task),
-        Samples(dataset.test_inputs_m, task.encoded(dataset.test_targets_m), *scale, "none", dtype, task=task),
+        kind(dataset.inputs_n, task.encoded(dataset.targets_n), augmentation=augmentation, **common),
+        kind(dataset.test_inputs_m, task.encoded(dataset.test_targets_m), **common),
     )
-
-
-def first_execution(
-    config: Config, model: nn.Module, samples: Samples, batches: Batches, autocast: torch.dtype | None
-) -> Execution:
-    """How a run that starts now is executed; of several processes the first one decides."""
-    device = find_device(config.device)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // here)
-    if device.type == "cuda":
-        threads = 1  # a GPU is fed by one thread, and what it batches does not depend on the cores beside it
-    chosen = choose_execution(
-        model, samples, batches, config.engine, config.channels_last, threads, device, autocast
-    )
-    engine, channels_last = distributed.share_json(chosen)
-    own = "cuda" if device.type == "cuda" and "LOCAL_RANK" in os.environ else str(device)
-    return Execution(own, engine, threads, channels_last)
-
-
-def find_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda' or 'cuda:K' as a device that is there; under torchrun 'cuda' is the process's own."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UsageError(f"unknown device '{name}': use auto, cpu, cuda or cuda:K.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"device '{name}' is not there: {torch.cuda.device_count()} CUDA devices were found. "
-            "Use --device cpu or auto."
-        )
-    return device
-
-
-def read_sample_ids(flag: str, path: str, count: int) -> Tensor:
-    """Sample ids from a text file (separated by white space, # comments), each in [0, count)."""
-    words = [word for _, line in read_lines(path, f"--{flag}") for word in line.split()]
-    odd = next((w for w in words if not (w.isascii() and w.isdigit() and len(w) < 19)), None)
-    if odd is not None:
-        raise UsageError(f"--{flag} {path}: {reprlib.repr(odd)} is no sample id (a whole number from 0).")
-    ids = torch.tensor([int(w) for w in words], dtype=torch.int64)
-    if len(ids) and int(ids.max()) >= count:
-        raise UsageError(f"--{flag} {path}: sample ids go from 0 to {count - 1}.")
-    return ids
-
-
-def warn_outside(flag: str, ids: Tensor, train_ids: Tensor) -> None:
-    """Say how many of the named samples are none that the run trains on."""
-    outside = int((~torch.isin(ids, train_ids)).sum())
-    if outside:
-        warnings.warn(f"{flag}: {outside} of {len(ids)} ids are no training samples of this run", stacklevel=2)
 
 
 def describe(job: Job) -> dict[str, Any]:
     """config.json: everything needed to repeat the run, and what it is bound to."""
     identity = {k: v for k, v in job.identity.items() if k != "files"}
+    task = job.dataset.task
     record = {"config": job.config.to_json(), "execution": vars(job.execution), **provenance()}
+    record["task"] = {**task.record(), "metrics": [vars(metric) for metric in task.metrics]}
+    if job.owners is not None:
+        record["owners"] = [job.dataset.owners.names[g] for g in job.owners]
     return {**record, "files": job.identity["files"], "identity": identity}

@@ -66,7 +66,7 @@ def movable(job: Job, fleet: Fleet) -> Tensor:
 
 def class_mix(job: Job) -> Tensor:
     """The share of each class in each worker's shard [N, C]."""
-    classes = job.dataset.num_classes
+    classes = job.dataset.task.num_outputs
     counts = [torch.bincount(job.dataset.targets_n[shard], minlength=classes) for shard in job.shards]
     counts_NC = torch.stack(counts).double()
     return counts_NC / counts_NC.sum(1, keepdim=True)

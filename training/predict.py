@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from data.batches import Samples, SequenceSamples
 from data.pictures import decode_pictures, displayable, find_pictures
-from data.transforms import normalization, scale_and_shift
+from data.task import Task, task_of
 from networks import read_trained
 from utils.errors import UsageError, refusal
 
@@ -31,34 +32,47 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, by which PIL makes grey pictu
 
 @dataclass
 class TrainedModel:
-    """A network in evaluation mode, and what its file says of the pictures that it was trained on. ``mean_C`` and
-    ``std_C``: of pixels scaled to [0, 1]."""
+    """A network in evaluation mode, and what its file says of the samples that it was trained on. ``mean_C`` and
+    ``std_C``: of pixels scaled to [0, 1] by channel, or of the features of sequences."""
 
     network: nn.Module
-    image_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     mean_C: Tensor
     std_C: Tensor
-    class_names: tuple[str, ...]
+    task: Task
 
     @torch.no_grad()
-    def probabilities(self, images_kCHW: Tensor) -> Tensor:
-        """Probabilities [k, K] of pictures as they are decoded: uint8 [k, C, H, W].
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """What the network says [k, K] of samples as data sets hold them: pictures, uint8 [k, C, H, W], or sequences,
+        float32 [k, T, F].
 
-        Raises :class:`UsageError` for other pictures than the network takes.
+        Raises :class:`UsageError` for other samples than the network takes.
         """
-        if images_kCHW.dtype != torch.uint8 or tuple(images_kCHW.shape[1:]) != self.image_shape:
+        pictures = len(self.input_shape) == 3
+        kind, dtype = (Samples, torch.uint8) if pictures else (SequenceSamples, torch.float32)
+        shape = self.input_shape if pictures else (self.input_shape[0], self.input_shape[1] - 1)
+        if inputs.dtype != dtype or tuple(inputs.shape[1:]) != shape:
             raise UsageError(
-                f"the model takes uint8 pictures of shape {self.image_shape} (channels, height, width), not "
-                f"{images_kCHW.dtype} of {tuple(images_kCHW.shape[1:])}."
+                f"the model takes {str(dtype).removeprefix('torch.')} samples of shape {shape}, not {inputs.dtype} of "
+                f"{tuple(inputs.shape[1:])}."
             )
-        affine = normalization(self.mean_C, self.std_C, torch.float32)
-        parts = [self.network(scale_and_shift(part, *affine, torch.float32)) for part in images_kCHW.split(BATCH)]
-        return torch.cat(parts).softmax(1) if parts else torch.empty(0, len(self.class_names))
+        samples = kind(inputs, torch.zeros(len(inputs)), self.mean_C, self.std_C)
+        parts = [self.network(samples.plain(ids)[0]) for ids in torch.arange(len(inputs)).split(BATCH)]
+        return torch.cat(parts) if parts else torch.empty(0, self.task.num_outputs)
+
+    def predicted(self, inputs: Tensor) -> Tensor:
+        """What a person reads: classes [k], probabilities of findings [k, K], or values in the unit of the data."""
+        return self.task.predicted(self.outputs(inputs))
+
+    def probabilities(self, images_kCHW: Tensor) -> Tensor:
+        """Probabilities [k, K] of classes, or of findings."""
+        outputs_kK = self.outputs(images_kCHW)
+        return outputs_kK.softmax(1) if self.task.kind == "classification" else outputs_kK.sigmoid()
 
     def decode(self, files: list[str]) -> Tensor:
         """Picture files as the network takes them, uint8 [k, C, H, W]: resized and cropped to its size, grey or in
         colour as its training pictures were."""
-        channels, height, width = self.image_shape
+        channels, height, width = self.input_shape
         images = decode_pictures(files, height if height == width else None)
         if tuple(images.shape[2:]) != (height, width):
             raise UsageError(f"the model takes pictures of {width}x{height} pixels: resize {displayable(files[0])}.")
@@ -72,20 +86,22 @@ class TrainedModel:
 
 def open_model(path: str | Path) -> TrainedModel:
     """The model of a run's ``model.safetensors``. Raises :class:`UsageError` where the file is missing, damaged or of a
-    version that did not say what pictures it takes."""
+    version that did not say what samples it takes."""
     network, said = read_trained(path)
     try:
         mean_C, std_C = (torch.tensor([float(v) for v in said[name]]) for name in ("mean", "std"))
-        names = tuple(str(name) for name in said["class_names"])
-        whole = len(mean_C) == len(std_C) == said["image_shape"][0] and len(names) == said["num_classes"]
+        record = said.get("task") or {"kind": "classification", "names": said["class_names"]}  # that of older versions
+        task, shape = task_of({**record, "names": [str(name) for name in record["names"]]}), said["input_shape"]
+        channels = shape[0] if len(shape) == 3 else shape[1] - 1
+        whole = len(mean_C) == len(std_C) == channels and task.num_outputs == said["num_outputs"]
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole or not bool((std_C > 0).all() & mean_C.isfinite().all()):
         raise UsageError(
-            f"{path} does not say how its pictures were normalized and what its classes are called (an older version "
+            f"{path} does not say how its samples were normalized and what its outputs are called (an older version "
             "made it?): train it again."
         )
-    return TrainedModel(network.float(), said["image_shape"], mean_C, std_C, names)
+    return TrainedModel(network.float(), shape, mean_C, std_C, task)
 
 
 def picture_files(paths: list[str]) -> list[str]:
@@ -109,15 +125,15 @@ def lines(model: TrainedModel, files: list[str], top: int) -> Iterator[str]:
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
         images = model.decode(part) if _square(model) else torch.cat([model.decode([file]) for file in part])
-        best = model.probabilities(images).topk(min(top, len(model.class_names)))
+        best = model.probabilities(images).topk(min(top, len(model.task.names)))
         for file, values, classes in zip(part, best.values.tolist(), best.indices.tolist(), strict=True):
-            said = (f"{displayable(model.class_names[c])}\t{p:.4f}" for c, p in zip(classes, values, strict=True))
+            said = (f"{displayable(model.task.names[c])}\t{p:.4f}" for c, p in zip(classes, values, strict=True))
             yield "\t".join([displayable(file), *said])
 
 
 def _square(model: TrainedModel) -> bool:
     """Whether pictures of all sizes are brought to one."""
-    return model.image_shape[1] == model.image_shape[2]
+    return model.input_shape[1] == model.input_shape[2]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -134,6 +150,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.top < 1:
             raise UsageError(f"--top {arguments.top}: name one class at least.")
         model = open_model(arguments.model)
+        if len(model.input_shape) != 3 or model.task.kind == "regression":
+            raise UsageError(f"{arguments.model} takes no pictures or gives no classes: apply it in Python (README).")
         for line in lines(model, picture_files(arguments.pictures), arguments.top):
             print(line)
     except (UsageError, OSError) as error:

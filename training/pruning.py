@@ -22,6 +22,7 @@ from torch import Tensor
 
 from training import checkpoint
 from training.build import Job, build
+from training.deal import with_workers
 from training.identity import check_identity
 from training.protocols import load_protocol
 from training.retrain import Recipe
@@ -64,8 +65,8 @@ def say(text: str) -> None:
 
 
 def stage1_config(config: PruningConfig) -> PruningConfig:
-    """The configuration that trains and scores: ``--model_A`` in the place of ``--model``."""
-    return dataclasses.replace(config, model=config.model_A or config.model)
+    """The configuration that trains and scores: ``--model_A`` in the place of ``--model``, and all workers counted."""
+    return with_workers(dataclasses.replace(config, model=config.model_A or config.model))
 
 
 def stage1_folder(config: PruningConfig) -> Path:

@@ -43,8 +43,8 @@ def save_result(job: Job, fleet: Fleet, model_1D: Tensor, run_dir: Path, summary
     counts_CC = task.confusion(predicted_m, targets_m)
     if counts_CC is not None:
         write_confusion(run_dir, counts_CC, task.names)
-    about = {"mean": data.mean_C.tolist(), "std": data.std_C.tolist(), "class_names": list(task.names)}
-    metadata = model_metadata(job.config.model, task.num_outputs, data.inputs_n.shape[1:], **about)
+    about = {"mean": data.mean_C.tolist(), "std": data.std_C.tolist(), "task": task.record()}
+    metadata = model_metadata(job.config.model, task.num_outputs, job.samples.shape, **about)
     save_model(fleet.layout.state_dict(model_1D[0]), run_dir / "model.safetensors", metadata)
     write_json(run_dir / "summary.json", summary)
     return summary

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.build import Execution, Job, build
+from training.build import Job, build
 from training.cluster import completed
+from training.execution import Execution
 from training.protocols import load_protocol
 from utils.args import Config
 from utils.errors import UsageError

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from data.dataset_loader import data_differences
-from training.build import Execution, Job, build
+from training.build import Job, build
+from training.execution import Execution
 from training.identity import check_identity, settings_of
 from training.trainer import train
 from utils.args import Config, differences

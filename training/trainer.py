@@ -276,6 +276,7 @@ def headline(job: Job, rounds: int) -> str:
     shape = " x ".join(map(str, data.inputs_n.shape[1:]))
     graph = f" on {config.mode}" if config.protocol == "gossip" else ""
     execution = [job.execution.device, job.execution.engine, "channels_last" if job.execution.channels_last else ""]
+    execution += [f"batches in {job.execution.batch_parts} parts"] if job.execution.batch_parts > 1 else []
     lines = [
         f"{data.name}: {len(job.train_ids):,} training, {len(job.val_ids):,} validation and "
         f"{len(data.test_targets_m):,} test samples {data.task.what}, {shape}; "

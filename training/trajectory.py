@@ -17,7 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from networks import head
 from training import checkpoint
@@ -25,7 +25,7 @@ from training.build import Job
 from training.protocols import load_protocol, train_step
 from utils.devices import send
 from utils.errors import UsageError
-from utils.influence.trajectory import Step, StepAdjoint
+from utils.influence.trajectory import LastLayer, Step, StepAdjoint
 from utils.progress import Progress, ignored
 from workers.derivatives import Derivatives, piece_size
 
@@ -214,25 +214,37 @@ class RecordedRun:
         """The sum of the gradients of worker j's own samples at its own parameters [N, P]."""
         return self.derivatives.shard_gradient(rows_ND, self.job.samples, self.job.shards)
 
-    def last_layer(self) -> tuple[nn.Linear, Tensor, Tensor, Tensor, Tensor]:
-        """The consensus model's head, and features and labels of training and validation samples."""
-        samples = self.job.samples
+    def last_layer(self, weights_N: Tensor) -> LastLayer:
+        """The last linear layer of the model that is this average of the final rows."""
+        samples, task = self.job.samples, self.job.samples.task
         model = copy.deepcopy(self.job.model).to(samples.dtype).to(self.fleet.device).eval()
         final_ND = self.final()  # may be replayed, hence not inside no_grad
-        self.fleet.layout.attach(model, final_ND.mean(0))
+        even = bool((weights_N == weights_N[0]).all())
+        row_D = final_ND.mean(0) if even else (send(weights_N, final_ND.device).to(final_ND)[:, None] * final_ND).sum(0)
+        self.fleet.layout.attach(model, row_D)
         seen = threading.local()  # as networks.features, for threads that share the module
         hook = head(model).register_forward_pre_hook(lambda _, inputs: setattr(seen, "inputs", inputs[0]))
 
         @torch.no_grad()
-        def of_piece(piece: Tensor) -> Tensor:
-            model(samples.plain(piece)[0])
-            return seen.inputs
+        def of_piece(piece: Tensor) -> tuple[Tensor, Tensor]:
+            outputs = model(samples.plain(piece)[0])
+            return seen.inputs, outputs
 
-        def of(ids_n: Tensor) -> tuple[Tensor, Tensor]:
-            ids_n = send(ids_n, self.fleet.device)
-            pieces = ids_n.split(piece_size(samples))
-            return torch.cat(self.fleet.engine.map(of_piece, pieces)), samples.targets_n[ids_n]
+        def of(ids_m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            ids_m = send(ids_m, self.fleet.device)
+            parts = self.fleet.engine.map(of_piece, ids_m.split(piece_size(samples)))
+            features_mF, outputs_mC = (torch.cat(part) for part in zip(*parts, strict=True))
+            return features_mF, outputs_mC.double(), samples.targets_n[ids_m]
 
-        parts = *of(self.job.train_ids), *of(self.job.val_ids)
+        (train_mF, train_mC, targets_m), (val_vF, val_vC, targets_v) = of(self.job.train_ids), of(self.job.val_ids)
         hook.remove()
-        return head(model), *parts
+        return LastLayer(
+            head(model),
+            train_mF,
+            targets_m,
+            val_vF,
+            targets_v,
+            task.residuals(train_mC, targets_m),
+            task.residuals(val_vC, targets_v),
+            task.curvatures(train_mC, targets_m),
+        )

@@ -108,7 +108,7 @@ class Config:
         "how many workers train (default: 8; with --partition natural one for each owner)",
         check=POSITIVE,
     )
-    neighbors: int = flag(3, "topology", "links of each worker to those nearest to it, with --mode nearest", check=POSITIVE)
+    neighbors: int = flag(3, "topology", "nearest workers that each is linked to, with --mode nearest", check=POSITIVE)
     local_steps: int = flag(1, "topology", "SGD steps between two gossip steps", check=POSITIVE)
 
     # faults
@@ -201,6 +201,14 @@ class Config:
     )
     channels_last: bool | None = flag(
         None, "machine", "memory layout of convolutions (default: channels_last)", numeric=False
+    )
+    batch_parts: int | None = flag(
+        None,
+        "machine",
+        "parts that each batch is cut into, side by side where fewer workers train than there are threads (default: "
+        "by a rule of shapes and counts)",
+        check=POSITIVE,
+        numeric=False,
     )
 
     # run

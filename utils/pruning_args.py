@@ -76,7 +76,12 @@ class PruningConfig(Config):
     dice_hops: int = flag(1, "influence", "hops of dice", check=POSITIVE, numeric=False)
     dice_rounds: int = flag(5, "influence", "steps that dice scores", check=POSITIVE, numeric=False)
     delete_checkpoints: int = flag(10, "influence", "states that delete looks at", check=POSITIVE, numeric=False)
-    target: str = flag("nodes", "influence", "objective: nodes, consensus or worker:K", numeric=False)
+    target: str = flag(
+        "nodes",
+        "influence",
+        "objective: nodes, consensus or worker:K (if and delete look at one model: the consensus for the nodes)",
+        numeric=False,
+    )
     memory_gb: float = flag(
         4.0, "influence", "memory for states held at once, and for batched retraining", check=POSITIVE, numeric=False
     )

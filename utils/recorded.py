@@ -55,7 +55,10 @@ def recorded_fields(path: str, record: dict[str, dict[str, Any]], hints: dict[st
     values, execution = dict(record["config"]), dict(record["execution"])
     if execution.get("engine") == "graph" and values.get("engine") == "auto":
         del execution["engine"]  # chosen for a GPU, which may not be here
-    values |= {name: execution[name] for name in ("engine", "threads", "channels_last") if name in execution}
+    if execution:
+        execution.setdefault("batch_parts", 1)  # older versions cut no batches
+    names = ("engine", "threads", "channels_last", "batch_parts")
+    values |= {name: execution[name] for name in names if name in execution}
     unknown = sorted(set(values) - set(hints))
     if unknown and not record["execution"]:  # a record of main_pruned.py holds more than main.py reads
         raise UsageError(f"--config {path}: {unknown_name('field', unknown[0], hints)}")

@@ -48,6 +48,7 @@ class Engine:
 
     ``name``: 'threads', 'loop', 'vmap' or 'graph'. ``threads``: Python threads that run chunks.
     ``autocast``: dtype of mixed precision (bfloat16) or None. ``batched``: most workers of a chunk of 'vmap'.
+    ``parts``: parts that a worker's batch is cut into, for threads that would idle (of 'threads' and 'loop').
     """
 
     model: nn.Module
@@ -56,6 +57,7 @@ class Engine:
     threads: int = 1
     autocast: torch.dtype | None = None
     batched: int = VMAP_CHUNK
+    parts: int = 1
     local: threading.local = field(default_factory=threading.local, repr=False)
     _pool: ThreadPoolExecutor | None = field(default=None, repr=False)
     _kept: dict[Hashable, tuple] = field(default_factory=dict, repr=False)
@@ -83,11 +85,19 @@ class Engine:
         threads: int,
         channels_last: bool,
         autocast: torch.dtype | None = None,
+        parts: int = 1,
     ) -> Engine:
         """The engine of that name as it suits a device."""
-        if devices.is_accelerator(device):
-            return cls(model, RowLayout(model, channels_last, GPU_ALIGNMENT), name, threads, autocast, GPU_VMAP_CHUNK)
-        return cls(model, RowLayout(model, channels_last), name, threads, autocast)
+        on_gpu = devices.is_accelerator(device)
+        layout = RowLayout(model, channels_last, GPU_ALIGNMENT) if on_gpu else RowLayout(model, channels_last)
+        return cls(model, layout, name, threads, autocast, GPU_VMAP_CHUNK if on_gpu else VMAP_CHUNK, parts)
+
+    def rows(self, models: list[nn.Module], dtype: torch.dtype) -> Tensor:
+        """The models as rows [n, D]."""
+        rows_nD = torch.zeros(len(models), self.layout.D, dtype=dtype)
+        for row_D, model in zip(rows_nD, models, strict=True):
+            self.layout.write(model, row_D)
+        return rows_nD
 
     def kept(self, key: Hashable, source: object, compute: Callable[[], R]) -> R:
         """``compute()``, kept under a key for as long as ``source``, whose identity is part of the key, is: what

@@ -7,13 +7,14 @@ replay, audit and stage 2.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 
 import numpy as np
 import torch
 from scipy import sparse
-from torch import nn
+from torch import Tensor, nn
 
 from data.batches import Batches, Samples
 from utils.errors import UsageError
@@ -23,7 +24,11 @@ from workers.worker_vision import Fleet
 # Linear layers of all workers as one batched product: measured on MLPs of 5 thousand to 2 million parameters and
 # 1 to 64 workers, two threads. With 8 workers 2.5 x one by one at 5 thousand, 1.25 x at 100 thousand, 0.8 x at 200.
 BATCHED_PARAMETERS, BATCHED_WORKERS = 150_000, 8
+# A part of a batch must be worth handing to a thread: so many multiplications, and so many a weight, since each part
+# makes gradients of all weights, which have to be added.
+PART_PRODUCTS, PART_PRODUCTS_A_WEIGHT = 20_000_000, 64
 TRIAL_ROWS, GPU_TRIAL_ROWS = 128, 64
+IN_PARTS = ("threads", "loop")  # engines whose batches can be cut
 MOST_DEVIATION = 0.01  # of a recorded step from a plain one; a step left out would be 0.3
 
 
@@ -68,6 +73,40 @@ def rule(model: nn.Module, workers: int, device_type: str, autocast: torch.dtype
     if only_linear and small and workers >= BATCHED_WORKERS and autocast is None:
         return "vmap"
     return "graph" if device_type == "cuda" else "threads"
+
+
+def batch_parts(
+    model: nn.Module, image_shape: tuple[int, ...], batch_size: int, at_once: int, threads: int, engine: str
+) -> int:
+    """Parts that every batch is cut into, for threads that would idle where only ``at_once`` workers train at a time:
+    as many as each of these workers has threads, if a part is worth one."""
+    parts = threads // at_once
+    if parts < 2 or engine not in IN_PARTS or not splits(model):
+        return 1
+    weights = sum(p.numel() for p in model.parameters())
+    least = max(PART_PRODUCTS, PART_PRODUCTS_A_WEIGHT * weights)
+    return max(1, min(parts, batch_size * products(model, image_shape) // least))
+
+
+def splits(model: nn.Module) -> bool:
+    """Whether the gradient of a batch is the sum of its parts': BatchNorm's statistics need the whole batch."""
+    return not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def products(model: nn.Module, image_shape: tuple[int, ...]) -> int:
+    """Multiplications of a forward pass of one sample by weights of at least two dimensions: each is used once for
+    every float of a layer's output but those of the channels that it makes."""
+    counts: list[int] = []
+
+    def count(module: nn.Module, _: object, output_1: Tensor) -> None:
+        counts.extend(output_1.numel() // p.shape[0] * p.numel() for p in module.parameters(False) if p.dim() > 1)
+
+    model = copy.deepcopy(model).eval()
+    for module in model.modules():
+        module.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.zeros(1, *image_shape))
+    return sum(counts)
 
 
 def check_recording(

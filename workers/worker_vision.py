@@ -13,8 +13,11 @@ D floats a row, B batch, n samples of the data set (or workers of a chunk, as in
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,9 +49,32 @@ class Batch:
     sizes: Tensor
     ids: Tensor
 
+    def cut(self, parts: int) -> list[Batch]:
+        """So many parts at most, as even as can be, whose losses add up to that of the whole."""
+        if parts == 1:
+            return [self]
+        pieces = zip(*(t.chunk(parts, 1) for t in (self.inputs, self.targets, self.weights, self.ids)), strict=True)
+        return [Batch(inputs, targets, weights, self.sizes, ids) for inputs, targets, weights, ids in pieces]
+
     def mean(self, losses_nB: Tensor) -> Tensor:
         """Weighted mean loss [n]: sum of w_i loss_i over the batch size."""
         return (losses_nB * self.weights).sum(1) / self.sizes
+
+
+class Gradients(NamedTuple):
+    """A chunk's parameters as the engine's leaves, the gradient of each, and the losses [n]."""
+
+    leaves: list[Tensor]
+    gradients: Sequence[Tensor]
+    loss_n: Tensor
+
+
+def added(parts: list[Gradients]) -> Gradients:
+    """The gradients and losses of the parts of a batch as those of the whole, added in the order of the parts."""
+    if len(parts) == 1:
+        return parts[0]
+    gradients = [reduce(operator.add, same) for same in zip(*(p.gradients for p in parts), strict=True)]
+    return Gradients(parts[0].leaves, gradients, reduce(operator.add, [p.loss_n for p in parts]))
 
 
 class Fleet:
@@ -155,6 +181,9 @@ class Fleet:
             self._step_graph = self._step_graph or StepGraph(self)
             return self._step_graph(self, self.batch(rows, ids_NB, steps_N), lr)
         losses_R = torch.zeros(self.num_rows, device=self.device)
+        if self.engine.parts > 1 and 0 < len(rows) < self.engine.threads:
+            self._train_in_parts(rows, ids_NB, steps_N, lr, losses_R)
+            return losses_R
 
         def run(chunk: list[int]) -> None:
             self.train_chunk(chunk, self.batch(chunk, ids_NB, steps_N), lr, losses_R)
@@ -167,14 +196,33 @@ class Fleet:
         contiguous = chunk[-1] - chunk[0] + 1 == len(chunk)
         part = slice(chunk[0], chunk[-1] + 1) if contiguous else chunk  # a list would copy
         rows_nD, momentum_nP = self.rows_RD[part], self.momentum_RP[part]
-        leaves = self.engine.leaves(rows_nD)
-        outputs_nBC = self.engine.outputs(leaves, rows_nD, batch.inputs, train=True)
-        loss_n = batch.mean(self.samples.task.losses(outputs_nBC, batch.targets))
-        gradients = torch.autograd.grad(loss_n.sum(), leaves)
+        leaves, gradients, loss_n = added([self._gradients(rows_nD, b) for b in batch.cut(self.engine.parts)])
         self._descend(leaves, gradients, rows_nD, momentum_nP, lr)
         if not contiguous:
             self.rows_RD[part], self.momentum_RP[part] = rows_nD, momentum_nP
-        losses_R[part] = loss_n.detach().to(losses_R.dtype)
+        losses_R[part] = loss_n.to(losses_R.dtype)
+
+    def _train_in_parts(
+        self, rows: list[int], ids_NB: Tensor, steps_N: Tensor, lr: float, losses_R: Tensor
+    ) -> None:
+        """:meth:`train_chunk` of fewer rows than threads, with the parts of their batches side by side: the same
+        parts, added in the same order, so the same bits."""
+        batches = self.engine.map(lambda row: self.batch([row], ids_NB, steps_N), rows)
+        parts = [b.cut(self.engine.parts) for b in batches]
+        rows_1D = [self.rows_RD[row : row + 1] for row in rows]
+        tasks = [(row_1D, b) for row_1D, cut in zip(rows_1D, parts, strict=True) for b in cut]
+        results = iter(self.engine.map(self._gradients, *zip(*tasks, strict=True)))
+        for row, row_1D, cut in zip(rows, rows_1D, parts, strict=True):
+            leaves, gradients, loss_1 = added([next(results) for _ in cut])
+            self._descend(leaves, gradients, row_1D, self.momentum_RP[row : row + 1], lr)
+            losses_R[row] = loss_1
+
+    def _gradients(self, rows_nD: Tensor, batch: Batch) -> Gradients:
+        """What a chunk's batch, or a part of it, asks of its rows."""
+        leaves = self.engine.leaves(rows_nD)
+        outputs_nBC = self.engine.outputs(leaves, rows_nD, batch.inputs, train=True)
+        loss_n = batch.mean(self.samples.task.losses(outputs_nBC, batch.targets))
+        return Gradients(leaves, torch.autograd.grad(loss_n.sum(), leaves), loss_n.detach())
 
     @torch.no_grad()
     def _descend(

@@ -1,7 +1,7 @@
 """Protocols: who trains, and who averages with whom.
 
-A protocol is a file with a subclass of :class:`Protocol` and one line in ``utils.registry.PROTOCOLS``. It says what its rounds
-are; it never logs, evaluates or saves: the trainer consumes its rounds.
+A protocol is a file with a subclass of :class:`Protocol` and one line in ``utils.registry.PROTOCOLS``. It says what
+its rounds are; it never logs, evaluates or saves: the trainer consumes its rounds.
 
 Legend: N workers, R rows of the fleet (N, times replicas).
 """
@@ -107,6 +107,10 @@ class Protocol(ABC):
             if plan.mixing is not None:
                 meet(fleet, job, plan, r)
             yield finished(fleet, plan, r + 1, loss_R)
+
+    def workers_at_once(self, config: Config) -> int:
+        """How many workers train at a time."""
+        return config.num_workers
 
     def not_linear(self, config: Config) -> str | None:
         """Why influence methods cannot differentiate the run; None: they can. Say so where ``run`` is another."""

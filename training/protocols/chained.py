@@ -23,6 +23,7 @@ from utils.random import permutations
 
 if TYPE_CHECKING:
     from training.build import Job
+    from utils.args import Config
 
 
 class Chained(Protocol):
@@ -35,6 +36,10 @@ class Chained(Protocol):
     def rounds(self, job: Job) -> int:
         """A round is one hop; N hops with E local epochs each are E epochs."""
         return max(1, math.ceil(job.config.epochs * job.config.num_workers / job.config.local_epochs))
+
+    def workers_at_once(self, config: Config) -> int:
+        """The one of this hop."""
+        return 1
 
     def plan(self, job: Job, r: int) -> RoundPlan:
         """The worker of this hop trains; then every row is its row."""

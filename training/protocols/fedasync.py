@@ -56,6 +56,10 @@ class FedAsync(Protocol):
         arrivals = job.config.epochs * job.config.num_workers / job.config.local_epochs
         return max(1, math.ceil(arrivals / job.config.buffer_size))
 
+    def workers_at_once(self, config: Config) -> int:
+        """Those whose rows one update waits for."""
+        return config.buffer_size
+
     def schedule(self, job: Job) -> list[Update]:
         """All server updates, by simulating arrivals."""
 

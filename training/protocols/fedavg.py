@@ -38,6 +38,10 @@ class FedAvg(Protocol):
         share = sampled_workers(job.config) / job.config.num_workers
         return max(1, math.ceil(job.config.epochs / (job.config.local_epochs * share)))
 
+    def workers_at_once(self, config: Config) -> int:
+        """Those that are sampled."""
+        return sampled_workers(config)
+
     def samples_of(self, job: Job) -> Tensor:
         """Which workers each round samples [T, N], bool: a pure function of the seed, computed once."""
 

@@ -23,11 +23,11 @@ from utils.progress import Progress, ignored
 def delete(
     trajectory: Trajectory,
     checkpoints: int = 10,
-    target: str = "consensus",
+    target: str = "nodes",
     progress: Progress = ignored,
 ) -> Tensor:
-    """Scores [n], float64. The validation gradient is taken once a checkpoint, at the consensus model
-    (``target`` 'worker:K': at worker K's)."""
+    """Scores [n], float64. The validation gradient is taken once a checkpoint, at the consensus model, which stands
+    for the nodes (``target`` 'worker:K': at worker K's)."""
     steps = trajectory.checkpoints(checkpoints)
     stands_for = trajectory.num_steps / len(steps)
     q_N = node_weights(trajectory.num_workers, target)
@@ -45,7 +45,7 @@ def delete(
 
 
 METHOD = Method(
-    lambda run, options, progress: delete(run, options.delete_checkpoints, progress=progress),
-    ("delete_checkpoints",),
+    lambda run, options, progress: delete(run, options.delete_checkpoints, options.target, progress),
+    ("target", "delete_checkpoints"),
     lambda run, options: len(run.checkpoints(options.delete_checkpoints)),
 )

@@ -44,6 +44,11 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UsageError
+from utils.influence.independent_outputs import independent_influence
+from utils.influence.method import Method, Options
+from utils.influence.targets import node_weights
+from utils.influence.trajectory import Trajectory
+from utils.progress import Progress
 
 if TYPE_CHECKING:
     import zarr
@@ -239,3 +244,25 @@ def _import_pydvl() -> tuple[type, type[Exception]]:
     random.setstate(state)
     logging.getLogger("pydvl").setLevel(logging.WARNING)
     return EkfacInfluence, TorchLinalgEighException
+
+
+def score(trajectory: Trajectory, options: Options, progress: Progress) -> Tensor:
+    """Scores [n] at the final consensus model, which stands for the nodes; ``target`` worker:K: at worker K's."""
+    layer = trajectory.last_layer(node_weights(trajectory.num_workers, options.target))
+    ids_n = (trajectory.worker_of_n >= 0).nonzero()[:, 0].cpu()
+    scores_n = torch.zeros(len(trajectory.worker_of_n), dtype=torch.float64)
+    if layer.train_curvatures is None:  # outputs depend on each other: cross-entropy
+        found_n = last_layer_influence(
+            layer.head, layer.train_features, layer.train_targets, layer.val_features, layer.val_targets
+        )
+    else:
+        found_n = independent_influence(
+            layer.head, layer.train_features, layer.train_residuals, layer.train_curvatures, layer.val_features,
+            layer.val_residuals,
+        )  # fmt: skip
+    scores_n[ids_n] = found_n.cpu()
+    progress(1)
+    return scores_n
+
+
+METHOD = Method(score, ("target",))

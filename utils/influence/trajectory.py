@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from scipy import sparse
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.progress import Progress, ignored
 
@@ -51,6 +51,22 @@ class StepAdjoint:
     rows_ND: Tensor
     products_NB: Tensor
     ids_NB: Tensor
+
+
+@dataclass
+class LastLayer:
+    """The last linear layer of a model: the inputs [m, F] of training and [v, F] of validation samples (training ones
+    ascending), their targets, and the derivatives of their losses with respect to its outputs: the first [m, C] and
+    [v, C], and the second [m, C] (None where outputs depend on each other)."""
+
+    head: nn.Linear
+    train_features: Tensor
+    train_targets: Tensor
+    val_features: Tensor
+    val_targets: Tensor
+    train_residuals: Tensor
+    val_residuals: Tensor
+    train_curvatures: Tensor | None
 
 
 class Trajectory(Protocol):
@@ -91,9 +107,8 @@ class Trajectory(Protocol):
         """<direction_j, grad loss_i(rows_j)> for every training sample i, j its worker, in evaluation
         mode: [n], zero outside training."""
 
-    def last_layer(self) -> tuple:
-        """The consensus model's last linear layer and what enters it: (head, training features [m, F],
-        their labels [m], validation features [v, F], their labels [v]); training samples ascending."""
+    def last_layer(self, weights_N: Tensor) -> LastLayer:
+        """The last linear layer of the model that is this average of the final rows, and what enters it."""
 
     def shard_gradient(self, rows_ND: Tensor) -> Tensor:
         """The sum of grad loss_i(rows_j) over the samples i of worker j, in evaluation mode: [N, P]."""

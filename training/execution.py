@@ -1,0 +1,102 @@
+"""How a run is executed: on what device, by which engine, in how many threads and parts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from data.batches import Batches, Samples
+from training.protocols import load_protocol
+from utils.args import Config
+from utils.errors import UsageError
+from workers import distributed
+from workers.engine import Engine
+from workers.tuning import IN_PARTS, batch_parts, choose_execution, splits
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What could change the bits of a run besides its configuration: chosen at the first start,
+    recorded in config.json, and reused by resume, replay, audit and stage 2."""
+
+    device: str
+    engine: str
+    threads: int
+    channels_last: bool
+    batch_parts: int = 1  # runs of older versions do not record it
+
+
+def first_execution(config: Config, model: nn.Module, samples: Samples, batches: Batches) -> Execution:
+    """How a run that starts now is executed; of several processes the first one decides."""
+    device = find_device(config.device)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // here)
+    if device.type == "cuda":
+        threads = here = 1  # a GPU is fed by one thread, and what it batches does not depend on the cores beside it
+    chosen = choose_execution(
+        model, samples, batches, config.engine, config.channels_last, threads, device, autocast_of(config)
+    )
+    engine, channels_last = distributed.share_json(chosen)
+    parts = first_parts(config, model, samples, batches, engine, threads * here)
+    own = "cuda" if device.type == "cuda" and "LOCAL_RANK" in os.environ else str(device)
+    return Execution(own, engine, threads, channels_last, parts)
+
+
+def first_parts(
+    config: Config, model: nn.Module, samples: Samples, batches: Batches, engine: str, threads: int
+) -> int:
+    """Parts that a batch is cut into: as ``--batch_parts`` says, or by the rule, which reads how many workers train at
+    a time and the threads of all processes here."""
+    if config.batch_parts is None:
+        at_once = load_protocol(config.protocol).workers_at_once(config)
+        return batch_parts(model, samples.shape, int(batches.sizes_N.max()), at_once, threads, engine)
+    if config.batch_parts > 1 and engine not in IN_PARTS:
+        raise UsageError(f"--batch_parts needs --engine {' or '.join(IN_PARTS)}; this run's is '{engine}'.")
+    if config.batch_parts > 1 and not splits(model):
+        raise UsageError(f"{config.model} normalizes over its batch, which cannot be cut: leave out --batch_parts.")
+    return config.batch_parts
+
+
+def find_device(name: str) -> torch.device:
+    """'auto', 'cpu', 'cuda' or 'cuda:K' as a device that is there; under torchrun 'cuda' is the process's own."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"unknown device '{name}': use auto, cpu, cuda or cuda:K.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device '{name}' is not there: {torch.cuda.device_count()} CUDA devices were found. "
+            "Use --device cpu or auto."
+        )
+    return device
+
+
+def engine_of(config: Config, model: nn.Module, execution: Execution, device: torch.device) -> Engine:
+    """What executes the steps."""
+    torch.backends.cudnn.allow_tf32 = config.tf32
+    return Engine.on(
+        device, model, execution.engine, execution.threads, execution.channels_last, autocast_of(config),
+        execution.batch_parts,
+    )  # fmt: skip
+
+
+def autocast_of(config: Config) -> torch.dtype | None:
+    """The dtype of mixed precision."""
+    return torch.bfloat16 if config.amp else None
+
+
+def use_one_thread_an_operator(deterministic: bool) -> None:
+    """Workers run in parallel, operators do not: two OpenMP threads spin."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)
