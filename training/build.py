@@ -194,13 +194,13 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
     check_batch_norm(config, models[0], dataset, batches)
     autocast = torch.bfloat16 if config.amp else None
     samples, test_samples = samples_of(config, dataset)
+    torch.backends.cudnn.allow_tf32 = config.tf32  # for the trials too
     if execution is None:
         execution = first_execution(config, models[0], samples, batches, autocast)
     device = find_device(execution.device)
     samples, test_samples = (
         dataclasses.replace(part, channels_last=execution.channels_last).to(device) for part in (samples, test_samples)
     )
-    torch.backends.cudnn.allow_tf32 = config.tf32
     engine = Engine.on(device, models[0], execution.engine, execution.threads, execution.channels_last, autocast)
     initial_ND = torch.zeros(len(models), engine.layout.D, dtype=samples.dtype)
     for row_D, model in zip(initial_ND, models, strict=True):

@@ -239,7 +239,6 @@ class Trainer:
     def save(self) -> None:
         """A checkpoint of this instant."""
         self._losses += self._late.flush()
-        self._losses += self._late.flush()
         state = {
             "seconds": self.seconds,
             "virtual_seconds": self.virtual_seconds,
