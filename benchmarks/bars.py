@@ -39,7 +39,7 @@ CERTIFICATE = {  # what ``benchmarks.gpu`` asks of a GPU: (bound, whether the fi
     "waits": (0, True),
     "one_model": (0.8, False),
     "graph": (3.0, False),
-    "rows": (4.3, True),  # parameters, gossip's second matrix, momentum, gathered neighbours; and the batch
+    "rows": (4.3, True),  # parameters, gossip's second matrix, momentum, gathered neighbours; the batch twice
     "scoring": (4.5, True),
     "scores": (1e-6, True),
     "resume": (0, True),

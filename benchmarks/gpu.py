@@ -111,6 +111,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.list:
         return args
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError("there is no GPU here to certify; --quick --device cpu tries the command itself.")
     device = find_device(args.device)
     args.device = str(device)
     args.checks = chosen_checks(args.only, args.device)

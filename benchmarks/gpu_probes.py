@@ -86,18 +86,25 @@ def small_fleet(network: str, data: str, engine: str, device: str, dtype: torch.
 
 
 def trained(network: str, data: str, engine: str, device: str) -> Tensor:
-    """Rows [R, D] after six rounds on a ring, on the CPU. In one round only a part of the workers trains."""
-    fleet, ring = small_fleet(network, data, engine, device), build_topology("ring", WORKERS).mixing(0)
-    for t in range(ROUNDS):
-        fleet.step(torch.full((WORKERS,), t), LR, workers=[0, 2] if t == 3 else None)
-        fleet.mix(ring)
+    """Rows [R, D] after six rounds, on the CPU."""
+    fleet = small_fleet(network, data, engine, device)
+    train(fleet, range(ROUNDS))
     fleet.engine.close()
     return fleet.rows_RD.cpu()
 
 
-def distance(rows: Tensor, reference: Tensor) -> float:
-    """The largest difference, as a share of the largest entry."""
-    return ((rows - reference).abs().max() / reference.abs().max()).item()
+def train(fleet: Fleet, rounds: range) -> None:
+    """These rounds on a ring. In one of them only a part of the workers trains."""
+    ring = build_topology("ring", WORKERS).mixing(0)
+    for t in rounds:
+        fleet.step(torch.full((WORKERS,), t), LR, workers=[0, 2] if t == 3 else None)
+        fleet.mix(ring)
+
+
+def compared(rows: Tensor, reference: Tensor) -> dict[str, Any]:
+    """The largest difference, as a share of the largest entry, and whether the bits are equal."""
+    distance = ((rows - reference).abs().max() / reference.abs().max()).item()
+    return {"distance": distance, "same_bits": torch.equal(rows, reference)}
 
 
 def engines_of(network: str, data: str, device: str) -> list[str]:
@@ -120,16 +127,20 @@ def agreement(network: str, device: str) -> Callable[[str], dict[str, dict[str, 
         pairs = {f"{e} = loop": (trained(network, data, e, device), loop) for e in engines_of(network, data, device)}
         if device != "cpu":
             pairs["loop = loop on the CPU"] = (loop, on_cpu(data))
-        return {name: {"distance": distance(*pair), "same_bits": torch.equal(*pair)} for name, pair in pairs.items()}
+        return {name: compared(*pair) for name, pair in pairs.items()}
 
-    def leave_fleets() -> dict[str, float]:
-        """Make and destroy fleets that record their steps; MiB that each of the later half left on the GPU."""
-        memory = []
+    def leave_fleets() -> dict[str, Any]:
+        """Make and destroy fleets that record their steps: MiB that each of the later half left on the GPU, and what
+        became of a fleet whose graphs live all the while."""
+        living, memory = small_fleet(network, "plain", "graph", device), []
+        train(living, range(ROUNDS // 2))
         for i in range(FLEETS):
             trained(network, DATA[i % len(DATA)], "graph", device)
             gc.collect()
             memory.append(torch.cuda.memory_allocated(device) / MIB if device != "cpu" else 0.0)
-        return {"left_mib": (memory[-1] - memory[FLEETS // 2 - 1]) / (FLEETS // 2)}
+        train(living, range(ROUNDS // 2, ROUNDS))
+        pair = living.rows_RD.cpu(), trained(network, "plain", "loop", device)
+        return {"left_mib": (memory[-1] - memory[FLEETS // 2 - 1]) / (FLEETS // 2), "living": compared(*pair)}
 
     return lambda data: leave_fleets() if data == "fleets" else measure(data)
 
@@ -157,19 +168,20 @@ def places(caught: Iterable[warnings.WarningMessage]) -> dict[str, int]:
 
 
 def synchronizations(model: str, engine: str, device: str) -> Callable[[str], dict[str, int]]:
-    """A function of what to watch: 'step' of a plain fleet, a 'round' of it as the trainer runs it (losses read),
-    or 'step, all options' of ragged, augmented, weighted batches."""
+    """A function of what to watch: 'step' of a plain fleet, a 'round' of it as the trainer runs it (the losses of the
+    round before are read, which waits for an event: PyTorch does not count that), or 'step, all options' of ragged,
+    augmented, weighted batches."""
     place = torch.device(device)
     job = build_job(Case(model, "digits", 8, 16, 1000, 4, 0.1, engine, False), 1, device)
     fleet, steps_N = job.make_fleet(), torch.zeros(8, dtype=torch.int64)
-    events = Gossip().run(fleet, job)
+    events, losses = Gossip().run(fleet, job), training.round_losses.LateLosses(place)
     special = small_fleet(model, "all", engine, device, torch.float32)
     for t in range(ROUNDS):  # steps are recorded, and permutations of the shards are made
-        training.round_losses.mean_loss(next(events))
+        losses.put(next(events))
         special.step(torch.full((WORKERS,), t), LR)
     watched = {
         "step": lambda: fleet.step(steps_N, LR),
-        "round": lambda: training.round_losses.mean_loss(next(events)),
+        "round": lambda: losses.put(next(events)),
         "step, all options": lambda: special.step(torch.full((WORKERS,), ROUNDS), LR),
     }
     watched["step"]()  # outside of a round, recorded too

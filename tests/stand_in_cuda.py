@@ -262,7 +262,10 @@ class Streams:
         self.capture, self.root = graph, stream
         try:
             with self.on(stream):
-                yield
+                try:
+                    yield
+                except BaseException:  # the end of the capture raises in its place, for streams were not joined
+                    raise RuntimeError("capturing stream has unjoined work")  # noqa: B904
             if any(stream.seen.get(other, 0) < other.time for other in self.used):
                 refuse("capturing ended with a stream that was not joined again")
         finally:

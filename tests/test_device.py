@@ -201,6 +201,30 @@ def a_copy_in_a_recorded_step():
         a_step(a_fleet())
 
 
+def no_memory_in_a_recorded_step():
+    def look(loss_n: Tensor) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with loss_that(look):
+        a_step(a_fleet())
+
+
+def a_failed_recording_among_timed_candidates():
+    with loss_that(lambda loss_n: loss_n.sum().item()):
+        a_job("cuda", model="cnn", engine="measure")
+
+
+def a_measured_recording_that_does_something_else():
+    def baked(graph: StepGraph, fleet: Fleet, row: int) -> None:
+        with mock.patch.object(graph, "_lr", 0.0625):
+            plain(graph, fleet, row)
+
+    plain, fastest = StepGraph._step_row, mock.patch("workers.tuning.fastest", return_value=("graph", True))
+    with mock.patch.object(StepGraph, "_step_row", baked), fastest:
+        a_job("cuda", model="cnn", engine="measure")
+
+
 def streams_that_do_not_wait_for_the_first():
     with on_branches(fork=False, join=True):
         a_step(a_fleet())
@@ -266,6 +290,9 @@ FAULTS = {
     item_in_a_recorded_step: (UsageError, "cannot be recorded.*capturing: item at tests/test_device.py"),
     a_mask_in_a_recorded_step: (UsageError, "cannot be recorded.*capturing: index by a mask"),
     a_copy_in_a_recorded_step: (UsageError, "cannot be recorded.*pageable memory"),
+    no_memory_in_a_recorded_step: (torch.OutOfMemoryError, "out of memory"),
+    a_failed_recording_among_timed_candidates: (UsageError, "cannot be recorded.*capturing: item"),
+    a_measured_recording_that_does_something_else: (UsageError, "recorded steps of this network differ"),
     streams_that_do_not_wait_for_the_first: (UsageError, "cannot be recorded.*has not waited"),
     streams_that_are_not_joined: (UsageError, "cannot be recorded.*not joined"),
     streams_that_share_memory: (UsageError, "cannot be recorded.*two streams touch the same memory"),

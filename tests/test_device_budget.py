@@ -11,10 +11,13 @@ from tests.device_runs import a_job, assert_within, measure
 from tests.own_process import in_own_process
 from tests.runs import recorded
 from tests.stand_in import Log, stand_in
+from training import checkpoint
 from training.build import Job
 from training.protocols import load_protocol
 from training.trainer import Trainer
 from utils.influence import Options, score
+from workers.distributed import ShardedFleet
+from workers.robust import ATTACKS, sent_rows
 from workers.step_graph import GRAPHED_ROWS
 
 # (network, engine, workers): (synchronizations, launches) at most, where a replayed graph is one launch, once graphs
@@ -148,6 +151,40 @@ def test_robust_gossip_is_in_the_budget(rule):
         fleet, matrix = job.make_fleet(), job.topology.mixing(0)
         figure = measure(log, lambda: fleet.mix_robustly(matrix, rule, job.byzantine, 0))
     assert_within({rule: RULE_BUDGETS[rule]}, {rule: figure})
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@in_own_process
+def test_bad_workers_do_not_wait(attack):
+    with stand_in() as log:
+        job = a_job("cuda", model="mlp", byzantine=f"1:{attack}")
+        fleet = job.make_fleet()
+        (waits, _), where = measure(log, lambda: sent_rows(job.byzantine, fleet.rows_RD, 0, 0))
+    assert waits == 0, where
+
+
+@pytest.mark.parametrize("mode", ["ring", "exponential", "star"])
+@in_own_process
+def test_an_exchange_between_processes_does_not_wait(mode):
+    """Half of the workers are another process's; what it sends does not arrive."""
+    processes = mock.patch.multiple("workers.distributed", rank=lambda: 0, world=lambda: 2)
+    network = mock.patch.multiple("torch.distributed", P2POp=mock.Mock(), batch_isend_irecv=lambda operations: [])
+    with stand_in() as log, processes, network:
+        job = a_job("cuda", model="mlp", num_workers=16, mode=mode, dirichlet=False)
+        fleet = ShardedFleet(job.engine, job.initial_ND, job.samples, job.batches)
+        fleet.mix(job.topology.mixing(0))  # places are found once a matrix
+        (waits, _), where = measure(log, lambda: fleet.mix(job.topology.mixing(0)))
+        assert fleet.crossed_bytes > 0
+    assert waits == 0, where
+
+
+@in_own_process
+def test_a_checkpoint_takes_no_memory_of_the_device():
+    """Rows have gaps there, and none in a file: whoever closes them there needs room for as many rows again."""
+    with stand_in() as log:
+        fleet = a_job("cuda", model="cnn", engine="loop").make_fleet()
+        (waits, launches), where = measure(log, lambda: checkpoint.snapshot(fleet))
+    assert (waits, launches) == (2, 0), where
 
 
 @pytest.mark.parametrize("engine", ["vmap", "graph"])

@@ -16,8 +16,10 @@ from command import same_tensors
 import main_pruned
 from tests.torchrun_jobs import MODES, config_of
 from training import checkpoint
+from training.build import find_device
 from training.run import run_folder, train_run
 from utils.topology import build_topology
+from workers import distributed
 from workers.distributed import block
 
 ROOT = Path(__file__).parent.parent
@@ -239,3 +241,17 @@ def test_processes_that_differ_are_refused(tmp_path, extra, patch, words):
 def test_what_a_process_may_have_of_its_own(tmp_path):
     code, errors = start_with_an_odd_rank(tmp_path, ["--threads", "1", "--dataset_path", str(tmp_path)])
     assert (code, errors) == (0, [])
+
+
+def test_every_process_takes_a_gpu_of_its_own(monkeypatch):
+    """Before the group begins: NCCL looks for the process on its current GPU. Signals go over gloo, on the CPU."""
+    done = []
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.append(("set_device", str(device))))
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda url, timeout: iter([(None, 1, 2)]))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: done.append(("init", backend)))
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_set_pg_timeout", lambda timeout: None)
+    distributed.join(find_device("cuda"))
+    assert done == [("set_device", "cuda:1"), ("init", "cpu:gloo,cuda:nccl")]

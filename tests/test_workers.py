@@ -1,6 +1,7 @@
 """The fleet against plain PyTorch, engines against each other, gossip against the matrix product."""
 
 import copy
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from training import checkpoint
 from utils.errors import UsageError
 from utils.topology import build_topology
 from workers.engine import Engine
-from workers.mixing import COLUMNS, mix_rows
+from workers.mixing import COLUMNS, mix_replicas, mix_rows, without_workers
 from workers.row_layout import RowLayout
 
 torch.manual_seed(0)
@@ -245,3 +246,33 @@ def test_batches_walk_through_permutations(lengths, batch_size, seed, data):
     others[worker] = t
     again = Batches(shards_of(samples, lengths), batch_size, seed).ids(others)[worker]
     assert again[again != PADDING].tolist() == seen[t * size : (t + 1) * size].tolist()
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("mode", ["ring", "all", "exponential"])
+def test_what_an_isolated_worker_holds_reaches_nobody(mode, on_device):
+    """0 x NaN is NaN: a product with the mixing matrix would spread it."""
+    engine = Engine(load_model("mlp", 10, (1, 8, 8)), RowLayout(load_model("mlp", 10, (1, 8, 8))), "loop")
+    matrix, x_ND = without_workers(build_topology(mode, 8).mixing(0), [2]), torch.randn(8, 40)
+    expected_ND = torch.as_tensor(matrix.toarray(), dtype=torch.float32) @ x_ND
+    x_ND[2] = torch.nan
+    y_ND, honest = torch.empty_like(x_ND), [k for k in range(8) if k != 2]
+    with mock.patch("utils.devices.is_accelerator", return_value=on_device):
+        mix_rows(engine, matrix, x_ND, y_ND)
+    torch.testing.assert_close(y_ND[honest], expected_ND[honest])
+    assert y_ND[2].isnan().all()
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_replica_that_diverged_reaches_no_other(on_device):
+    engine = Engine(load_model("mlp", 10, (1, 8, 8)), RowLayout(load_model("mlp", 10, (1, 8, 8))), "loop")
+    matrix, x_RD = build_topology("exponential", 8).mixing(0), torch.randn(24, 40)
+    blocks = sparse.csr_array(sparse.kron(sparse.eye_array(3), matrix, format="csr"))
+    expected_RD = torch.as_tensor(blocks.toarray(), dtype=torch.float32) @ x_RD
+    x_RD[8] = torch.inf
+    y_RD = torch.empty_like(x_RD)
+    with mock.patch("utils.devices.is_accelerator", return_value=on_device):
+        mix_replicas(engine, matrix, blocks, x_RD, y_RD)
+    others = [*range(8), *range(16, 24)]
+    torch.testing.assert_close(y_RD[others], expected_RD[others])
+    assert not y_RD[8:16].isfinite().all()

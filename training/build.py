@@ -173,6 +173,7 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
     models = initial_models(config, dataset.task, samples.shape)
     batches = Batches(shards, config.batch_size, derive_seed(config.seed, "batches"))
     check_batch_norm(config, models[0], samples.shape, batches)
+    torch.backends.cudnn.allow_tf32 = config.tf32  # for the trials too
     execution = execution or first_execution(config, models[0], samples, batches)
     device = find_device(execution.device)
     engine = engine_of(config, models[0], execution, device)

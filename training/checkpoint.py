@@ -55,11 +55,11 @@ def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 
 def snapshot(fleet: Fleet) -> dict[str, Tensor]:
-    """The fleet's state as CPU tensors in canonical layout."""
-    extra = {f"extra.{name}": fleet.layout.canonical(tensor).cpu() for name, tensor in fleet.extra.items()}
+    """The fleet's state as CPU tensors in canonical layout, put there on the CPU: a GPU has no room for more rows."""
+    extra = {f"extra.{name}": fleet.layout.canonical(tensor.cpu()) for name, tensor in fleet.extra.items()}
     return {
-        "rows": fleet.layout.canonical(fleet.rows_RD).cpu(),
-        "momentum": fleet.layout.canonical(fleet.momentum_RP).cpu(),
+        "rows": fleet.layout.canonical(fleet.rows_RD.cpu()),
+        "momentum": fleet.layout.canonical(fleet.momentum_RP.cpu()),
         **extra,
     }
 
@@ -68,7 +68,7 @@ def restore(fleet: Fleet, tensors: dict[str, Tensor]) -> None:
     """Put a snapshot back: the rows that live here."""
 
     def placed(tensor: Tensor) -> Tensor:
-        return fleet.layout.from_canonical(tensor.to(fleet.device))
+        return fleet.layout.from_canonical(tensor).to(fleet.device)
 
     here = slice(None) if len(fleet.owned) == fleet.num_workers else slice(fleet.owned.start, fleet.owned.stop)
     fleet.rows_RD.copy_(placed(tensors["rows"][here]))  # in place: a recorded step knows where the rows lie

@@ -82,7 +82,6 @@ def find_device(name: str) -> torch.device:
 
 def engine_of(config: Config, model: nn.Module, execution: Execution, device: torch.device) -> Engine:
     """What executes the steps."""
-    torch.backends.cudnn.allow_tf32 = config.tf32
     return Engine.on(
         device, model, execution.engine, execution.threads, execution.channels_last, autocast_of(config),
         execution.batch_parts,

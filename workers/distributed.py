@@ -21,6 +21,7 @@ import torch.distributed as dist
 from scipy import sparse
 from torch import Tensor
 
+from utils.devices import send
 from utils.digest import digest_json
 from utils.errors import UsageError
 from workers.mixing import is_average, is_dense, mix_rows
@@ -169,31 +170,32 @@ class ShardedFleet(Fleet):
 
     def _exchange(self, matrix: sparse.csr_array, source: Tensor, target: Tensor) -> None:
         """Neighbours only: send boundary rows, mix the interior meanwhile, then the boundary."""
-        sends, receives, interior, boundary, needed, position_N = self._plan(matrix)
+        sends, receives, interior, boundary, position_N, places = self._plan(matrix)
         foreign = {
-            p: torch.empty(len(rows), source.shape[1], dtype=source.dtype, device=source.device)
-            for p, rows in receives.items()
+            p: torch.empty(count, source.shape[1], dtype=source.dtype, device=source.device)
+            for p, count in receives.items()
         }
-        outgoing = {p: source[[k - self.owned.start for k in rows]] for p, rows in sends.items()}
+        outgoing = {p: source.index_select(0, rows) for p, rows in sends.items()}
         operations = [dist.P2POp(dist.isend, rows, p) for p, rows in outgoing.items()]
         operations += [dist.P2POp(dist.irecv, rows, p) for p, rows in foreign.items()]
         requests = dist.batch_isend_irecv(operations) if operations else []
         offsets_N = np.arange(self.num_workers) - self.owned.start
         mixed = torch.empty(len(interior), source.shape[1], dtype=source.dtype, device=source.device)
         mix_rows(self.engine, matrix, source, mixed, interior, offsets_N)
-        target[interior - self.owned.start] = mixed
+        target.index_copy_(0, places["interior"], mixed)
         for request in requests:
             request.wait()
         self.crossed_bytes += sum(rows.nbytes for rows in outgoing.values())
         if len(boundary):
-            at_hand = torch.cat([source[needed - self.owned.start], *foreign.values()])
+            at_hand = torch.cat([source.index_select(0, places["needed"]), *foreign.values()])
             mixed = torch.empty(len(boundary), source.shape[1], dtype=source.dtype, device=source.device)
             mix_rows(self.engine, matrix, at_hand, mixed, boundary, position_N)
-            target[boundary - self.owned.start] = mixed
+            target.index_copy_(0, places["boundary"], mixed)
 
     def _plan(self, matrix: sparse.csr_array) -> tuple:
-        """What to send to and get from whom, which receivers need foreign rows, which own rows those need,
-        and where each row will be at hand; computed once a matrix."""
+        """The own rows to send to each process and how many to get from it, the receivers that need no foreign row
+        and those that do, where each row will be at hand, and the places here of both and of the own rows that the
+        latter need; computed once a matrix, places on the device."""
         kept = self._plans.get(id(matrix))
         if kept is not None and kept[0] is matrix:
             return kept[1]
@@ -201,7 +203,7 @@ class ShardedFleet(Fleet):
         wanted = [np.unique(part.indices) for part in receivers_of]  # rows that each process needs
         me = rank()
         sends = {
-            p: rows.tolist()
+            p: self._places(rows)
             for p, rows in ((p, _within(wanted[p], self.owned)) for p in range(world()))
             if p != me and len(rows)
         }
@@ -219,9 +221,17 @@ class ShardedFleet(Fleet):
         order = [*needed.tolist(), *(k for rows in receives.values() for k in rows)]
         position_N = np.full(self.num_workers, -1)
         position_N[order] = np.arange(len(order))
-        result = (sends, receives, here[~has_alien], boundary, needed, position_N)
+        interior = here[~has_alien]
+        parts = {"interior": interior, "boundary": boundary, "needed": needed}
+        places = {name: self._places(rows) for name, rows in parts.items()}
+        counts = {p: len(rows) for p, rows in receives.items()}
+        result = (sends, counts, interior, boundary, position_N, places)
         self._plans[id(matrix)] = (matrix, result)
         return result
+
+    def _places(self, rows: np.ndarray) -> Tensor:
+        """Where workers' rows are here, on the device."""
+        return send(torch.as_tensor(rows - self.owned.start, dtype=torch.int64), self.device)
 
     # ---- looking --------------------------------------------------------------------------------
 

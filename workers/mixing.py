@@ -42,6 +42,18 @@ def is_average(matrix: sparse.csr_array) -> bool:
     return bool((indices == indices[0]).all() and (data == data[0]).all())
 
 
+def stands_apart(engine: Engine, matrix: sparse.csr_array) -> bool:
+    """Whether somebody hears nobody and nobody hears them, as one who is isolated. Such a row may be no number, and a
+    product would multiply it by 0, which is no number either: it would reach everybody."""
+
+    def found() -> bool:
+        alone = np.flatnonzero(np.diff(matrix.indptr) == 1)
+        alone = alone[matrix.indices[matrix.indptr[alone]] == alone]
+        return bool((np.bincount(matrix.indices, minlength=matrix.shape[1])[alone] == 1).any())
+
+    return engine.kept(("apart", id(matrix)), matrix, found)
+
+
 def without_workers(matrix: sparse.csr_array, workers: Collection[int]) -> sparse.csr_array:
     """The mixing matrix in which nobody hears these workers and they hear nobody: what they would have
     weighed stays with the receiver."""
@@ -74,7 +86,7 @@ def mix_rows(
     accelerator = devices.is_accelerator(source_SD.device)
     where = b"" if position_N is None else position_N.tobytes()
     key = (id(matrix), receivers.tobytes(), where, source_SD.shape[0], source_SD.dtype, source_SD.device)
-    if accelerator and source_SD.shape[0] <= PRODUCT_ROWS:
+    if accelerator and source_SD.shape[0] <= PRODUCT_ROWS and not stands_apart(engine, matrix):
         weights_nS = engine.kept(key, matrix, lambda: _dense(local, place, source_SD))
         torch.mm(weights_nS, source_SD, out=target_nD)
         return
@@ -91,7 +103,7 @@ def mix_rows(
             target_nD[1:, part] = target_nD[0, part]
 
         engine.map(average, _split(columns, engine.threads))
-    elif is_dense(matrix):
+    elif is_dense(matrix) and not stands_apart(engine, matrix):
         weights_nS = _dense(local, place, source_SD)
 
         def product(part: slice) -> None:
@@ -113,6 +125,21 @@ def mix_rows(
                 _combine(target, rows_S, places[entries], weights[entries])
 
         engine.map(add, _split(columns, engine.threads))
+
+
+def mix_replicas(
+    engine: Engine, matrix: sparse.csr_array, blocks: sparse.csr_array, source_RD: Tensor, target_RD: Tensor
+) -> None:
+    """:func:`mix_rows` in every replica of a fleet, by ``blocks``, which has W once for each. On a GPU a product for
+    each: a product of all would carry what is no number from one replica to the others."""
+    N = matrix.shape[0]
+    if not devices.is_accelerator(source_RD.device) or N > PRODUCT_ROWS or stands_apart(engine, matrix):
+        mix_rows(engine, blocks, source_RD, target_RD)
+        return
+    key = ("replicas", id(matrix), source_RD.dtype, source_RD.device)
+    weights_NN = engine.kept(key, matrix, lambda: _dense(matrix, matrix.indices, source_RD[:N]))
+    source_MND, target_MND = source_RD.view(-1, N, source_RD.shape[1]), target_RD.view(-1, N, source_RD.shape[1])
+    torch.bmm(weights_NN.expand(len(source_MND), -1, -1), source_MND, out=target_MND)
 
 
 def _dense(local: sparse.csr_array, place: np.ndarray, source_SD: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from scipy import sparse
 from torch import Tensor
 
 from utils import devices
+from utils.devices import send
 from utils.errors import UsageError, choose
 from utils.random import derive_seed, permutations
 from workers.engine import Engine
@@ -317,7 +318,7 @@ def noise(row_D: Tensor, *keys: int) -> Tensor:
     keys on every device."""
     generator = torch.Generator().manual_seed(derive_seed("byzantine noise", *keys))
     scale = torch.linalg.vector_norm(row_D) / math.sqrt(len(row_D))
-    return torch.randn(len(row_D), generator=generator, dtype=row_D.dtype).to(row_D.device) * scale
+    return send(torch.randn(len(row_D), generator=generator, dtype=row_D.dtype), row_D.device) * scale
 
 
 def not_a_number(row_D: Tensor, *keys: int) -> Tensor:

@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 STREAMS = 8  # branches of a graph; each holds the activations of one worker at a time
 GRAPHED_ROWS = 512  # rows of one graph: it has every kernel of every row
+Pool = tuple[int, int] | None
 MATRICES = 4  # gossip writes to a second matrix, and the two take turns: each is recorded
+
+
+class RecordingFailed(UsageError):
+    """A step could not be recorded; nobody knows the state of CUDA, so the process should end."""
 
 
 class Streams(NamedTuple):
@@ -48,18 +53,18 @@ def streams_of(device: torch.device) -> Streams:
 
 
 def record(
-    device: torch.device, rows: int, step: Callable[[int], None], rehearse: Callable[[int], None]
+    device: torch.device, rows: int, step: Callable[[int], None], rehearse: Callable[[int], None], pool: Pool = None
 ) -> Callable[[], None]:
     """A function that does ``step(row)`` for all rows: on a GPU by replaying graphs of it, on parallel streams.
 
     ``rehearse(row)`` does the same without leaving a trace: libraries choose their kernels and workspaces before
-    a capture. Raises :class:`UsageError` where a step cannot be captured; the process should end then, since CUDA
-    may be left in a state that nobody knows.
+    a capture. ``pool``: memory for what the graphs compute on the way, which other graphs may use too: they run in
+    turn and leave nothing behind. Raises :class:`RecordingFailed` where a step cannot be captured.
     """
     if device.type != "cuda":
         return lambda: [step(row) for row in range(rows)]
     streams, graphs = streams_of(device), []
-    pool = torch.cuda.graph_pool_handle()  # graphs run in turn and leave nothing behind: one memory for all
+    pool = pool or torch.cuda.graph_pool_handle()
     try:
         with torch.cuda.device(device):
             for first in range(0, rows, GRAPHED_ROWS):
@@ -70,12 +75,21 @@ def record(
                 with torch.cuda.graph(graph, pool=pool, stream=streams.capture, capture_error_mode="thread_local"):
                     _on_branches(device, streams, block, step)
                 graphs.append(graph)
-    except torch.OutOfMemoryError:
-        raise  # the network is not to blame
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"this network's steps cannot be recorded ({reason}): use --engine loop.") from error
+        first = _first_of(error)
+        if isinstance(first, torch.OutOfMemoryError) or not isinstance(first, RuntimeError):
+            raise first from None  # the network is not to blame
+        reason = str(first).splitlines()[0]
+        raise RecordingFailed(f"this network's steps cannot be recorded ({reason}): use --engine loop.") from error
     return lambda: [graph.replay() for graph in graphs]
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """What went wrong first: a capture that is left by an error ends with one of its own, since its streams have not
+    been joined, and that is the one that arrives."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _on_branches(device: torch.device, streams: Streams, rows: range, step: Callable[[int], None]) -> None:
@@ -129,6 +143,7 @@ class StepGraph:
         dtype = torch.float32 if fleet.device.type == "cuda" else torch.float64
         self._lr = torch.zeros((), dtype=dtype, device=fleet.device)
         self._batch: FixedBatch | None = None
+        self._pool = torch.cuda.graph_pool_handle() if fleet.device.type == "cuda" else None  # one for all matrices
         self._recorded: dict[tuple[int, int], tuple[Callable[[], None], Tensor, Tensor]] = {}
 
     def __call__(self, fleet: Fleet, batch: Batch, lr: float) -> Tensor:
@@ -150,9 +165,8 @@ class StepGraph:
 
     def _record(self, fleet: Fleet) -> Callable[[], None]:
         """A function that does the step on the fleet's matrices as they lie now."""
-        return record(
-            fleet.device, fleet.num_rows, partial(self._step_row, fleet), partial(self._rehearse_row, fleet)
-        )
+        step, rehearse = partial(self._step_row, fleet), partial(self._rehearse_row, fleet)
+        return record(fleet.device, fleet.num_rows, step, rehearse, self._pool)
 
     def _step_row(self, fleet: Fleet, row: int) -> None:
         fleet.train_chunk([row], self._batch.row(row), self._lr, self._losses_R)

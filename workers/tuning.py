@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from data.batches import Batches, Samples
 from utils.errors import UsageError
 from workers.engine import DEVICE_ERRORS, Engine
+from workers.step_graph import RecordingFailed
 from workers.worker_vision import Fleet
 
 # Linear layers of all workers as one batched product: measured on MLPs of 5 thousand to 2 million parameters and
@@ -55,8 +56,10 @@ def choose_execution(
         layouts = [layout] if channels_last is not None or not has_convolutions else [True, False]
         names = ["graph", "loop"] if device.type == "cuda" else ["threads"]
         names += [] if has_convolutions else ["vmap"]
-        return fastest(model, samples, batches, [(n, c) for n in names for c in layouts], threads, device, autocast)
-    name = rule(model, workers, device.type, autocast) if engine == "auto" else engine
+        candidates = [(n, c) for n in names for c in layouts]
+        name, layout = fastest(model, samples, batches, candidates, threads, device, autocast)
+    else:
+        name = rule(model, workers, device.type, autocast) if engine == "auto" else engine
     if name == "graph":
         check_recording(model, samples, batches, layout, device, autocast)
     return name, layout
@@ -149,6 +152,8 @@ def fastest(
     for candidate in candidates:
         try:
             seconds[candidate] = time_step(model, samples, batches, candidate, threads, device, autocast)
+        except RecordingFailed:  # not to be followed by anything in this process
+            raise
         except UsageError as error:
             problem = error
         except RuntimeError as error:  # a network that cannot be batched; nothing else may be hidden

@@ -31,7 +31,7 @@ from utils.errors import UsageError
 from utils.progress import Progress, ignored
 from workers.engine import Engine
 from workers.evaluation import evaluate_rows
-from workers.mixing import mix_rows, without_workers
+from workers.mixing import mix_replicas, mix_rows, without_workers
 from workers.robust import Byzantine, robust_mix, sent_rows
 from workers.step_graph import StepGraph
 
@@ -270,7 +270,6 @@ class Fleet:
 
     def mix(self, matrix: sparse.csr_array, momentum: bool = False) -> None:
         """X <- W X in every replica (row = receiver); ``momentum``: the momentum rows too."""
-        matrix = self._block_diagonal(matrix)
         self.rows_RD = self._mixed(matrix, self.rows_RD)
         if momentum:
             self.momentum_RP = self._mixed(matrix, self.momentum_RP)
@@ -305,13 +304,14 @@ class Fleet:
 
     def _mixed(self, matrix: sparse.csr_array, source: Tensor) -> Tensor:
         target = self._spare(source)
-        mix_rows(self.engine, matrix, source, target)
+        if self.replicas == 1:
+            mix_rows(self.engine, matrix, source, target)
+        else:
+            mix_replicas(self.engine, matrix, self._block_diagonal(matrix), source, target)
         self._spare_RD = source  # the two matrices take turns: no copy back
         return target
 
     def _block_diagonal(self, matrix: sparse.csr_array) -> sparse.csr_array:
-        if self.replicas == 1:
-            return matrix
         kept = self._block_diagonals.get(id(matrix))
         if kept is None or kept[0] is not matrix:
             blocks = sparse.csr_array(sparse.kron(sparse.eye_array(self.replicas), matrix, format="csr"))
