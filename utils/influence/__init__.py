@@ -20,9 +20,9 @@ from utils.influence.cascade import cascade
 from utils.influence.cascade import ticks as cascade_ticks
 from utils.influence.delete import delete
 from utils.influence.dice import dice, scored_steps
-from utils.influence.targets import check_target
 from utils.influence.trajectory import Trajectory
 from utils.progress import Progress, ignored
+from utils.pruning_args import check_target
 from utils.random import uniform
 
 

@@ -9,19 +9,7 @@ import torch
 from torch import Tensor
 
 from utils.devices import send
-from utils.errors import UsageError
 from utils.influence.trajectory import Trajectory
-
-
-def check_target(target: str, num_workers: int) -> None:
-    """Raises :class:`UsageError` unless ``target`` is nodes, consensus or worker:K."""
-    if target in ("nodes", "consensus"):
-        return
-    kind, _, worker = target.partition(":")
-    if kind != "worker" or not worker.isdecimal() or int(worker) >= num_workers:
-        raise UsageError(
-            f"unknown influence target '{target}': use nodes, consensus or worker:K with K from 0 to {num_workers - 1}."
-        )
 
 
 def node_weights(num_workers: int, target: str) -> Tensor:
