@@ -11,6 +11,11 @@ The run directory (results/NAME/stage1) holds the configuration, metrics, checkp
 
 from __future__ import annotations
 
+from utils.command import STOPPED, begin, interrupted, ready
+
+if __name__ == "__main__":
+    begin()  # first, so that Ctrl-C and a missing package are a line from the first moment on
+
 import dataclasses
 import os
 import sys
@@ -23,9 +28,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel ov
 def main(argv: list[str] | None = None) -> int:
     """Parse, train, report. Returns the exit code: 0, or 2 where the user has to change something."""
     from utils.args import Config, parse
-    from utils.errors import INTERRUPTED, UsageError, refusal
+    from utils.errors import UsageError, refusal
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    config = folder = None
     try:
         config = parse(Config, argv, __doc__)
         from training.deal import with_workers
@@ -33,28 +39,30 @@ def main(argv: list[str] | None = None) -> int:
         from training.run import check_same_command, own_folder, run_folder, run_name, train_seeds
         from workers import distributed
 
+        ready()
         config = with_workers(config)
         distributed.join(find_device(config.device))
         lead = distributed.rank() == 0
         if distributed.started():
             check_same_command(config)  # but each may have its data elsewhere, so the first one names the folder
             config = dataclasses.replace(config, run_name=distributed.share_json(run_name(config)))
-        with own_folder(run_folder(config)):
+        folder = run_folder(config)
+        with own_folder(folder):
             summary, run_dirs = train_seeds(config)
             distributed.leave()
             if lead and config.plots:
-                draw(run_dirs, run_folder(config))
+                draw(run_dirs, folder)
         if not lead:
             return 0
     except (UsageError, OSError) as error:  # OSError: a path that cannot be used
         return refusal(error)
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return 130
+        print(interrupted(config, folder), file=sys.stderr)
+        return STOPPED
     spread = f" +- {summary['test_accuracy_std']:.4f} over {config.seeds} seeds" if config.seeds > 1 else ""
     print(
         f"test accuracy of the consensus model {summary['test_accuracy']:.4f}{spread}; "
-        f"{summary['epochs']:.0f} epochs in {summary['seconds']:.0f} s; {run_folder(config)}"
+        f"{summary['epochs']:.0f} epochs in {summary['seconds']:.0f} s; {folder}"
     )
     return 0
 
@@ -70,6 +78,4 @@ def draw(run_dirs: list[Path], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.stdout is not None:  # it is where stdout is closed
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text in any encoding
     sys.exit(main())

@@ -10,6 +10,11 @@ Scores: positive = the sample lowers the validation loss. All flags of main.py s
 
 from __future__ import annotations
 
+from utils.command import STOPPED, begin, interrupted, ready
+
+if __name__ == "__main__":
+    begin()  # first, so that Ctrl-C and a missing package are a line from the first moment on
+
 import os
 import sys
 import warnings
@@ -26,15 +31,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel ov
 def main(argv: list[str] | None = None) -> int:
     """Parse, then stage 1, scores, stage 2, comparison. Returns the exit code."""
     from utils.args import parse
-    from utils.errors import INTERRUPTED, UsageError, refusal
+    from utils.errors import UsageError, refusal
     from utils.pruning_args import PruningConfig
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    config = folder = None
     try:
         config = parse(PruningConfig, argv, __doc__)
         from training.pruning import stage1_config, stage1_folder
         from training.run import each_seed, own_folder
 
+        ready()
         config = stage1_config(config)
         folder = stage1_folder(config)
         with own_folder(folder):
@@ -44,8 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     except (UsageError, OSError) as error:  # OSError: a path that cannot be used
         return refusal(error)
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return 130
+        print(interrupted(config, folder), file=sys.stderr)
+        return STOPPED
     return 0
 
 
@@ -132,6 +139,4 @@ def draw(stage1: Stage1, results: dict[str, Any], method: str | None, run_dir: P
 
 
 if __name__ == "__main__":
-    if sys.stdout is not None:  # it is where stdout is closed
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text in any encoding
     sys.exit(main())

@@ -37,7 +37,7 @@ def main() -> int:
     options, rest = own.parse_known_args()
     try:
         defaults = ["--model", "mlp", "--epochs", "20", "--lr", "0.05", "--val_fraction", "0.4"]
-        config = parse(PruningConfig, [*defaults, *rest], __doc__)
+        config = parse(PruningConfig, [*defaults, *rest], __doc__, varied=True)
         study = bad_workers if options.bad_workers else lds_table if options.lds else flipped_labels
         with tempfile.TemporaryDirectory() as folder:
             record = study(dataclasses.replace(config, results_dir=folder, quiet=True, plots=False), options.runs)

@@ -37,7 +37,8 @@ def main() -> int:
     from visualization.plot_utils import plot_compare
 
     try:
-        base = parse(Config, ["--model", "mlp", "--epochs", "20", "--quiet", *WORLD, *sys.argv[1:]], __doc__)
+        flags = ["--model", "mlp", "--epochs", "20", "--quiet", *WORLD, *sys.argv[1:]]
+        base = parse(Config, flags, __doc__, varied=True)
         print("| Dirichlet | protocol | test accuracy | rounds | megabytes | virtual seconds |")
         print("| --- | --- | --- | --- | --- | --- |")
         for alpha in ALPHAS:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -162,6 +162,9 @@ def _decode(file: str, image_size: int | None) -> np.ndarray:
             if image_size:
                 picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)
             pixels = np.asarray(picture)
+    except UnidentifiedImageError as error:  # its message names the buffer, not the file
+        what = f"it is damaged, or in none of the formats that are read ({', '.join(PICTURE_FORMATS)})"
+        raise UsageError(f"cannot read the picture {displayable(file)}: {what}; replace or remove it") from error
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ... for bad files
         cause = " ".join(str(error).split())
         raise UsageError(f"cannot read the picture {displayable(file)}: {cause}; replace or remove it") from error

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("utils", "networks", "data", "workers", "training", "visualization", "federated", "benchmarks")
-ENTRIES = ("main", "main_pruned")
+ENTRIES = ("main", "main_pruned", "commands")
 
 # room -> the rooms it may see besides itself
 SEES = {
@@ -23,6 +23,7 @@ SEES = {
     "benchmarks": {*ROOMS, *ENTRIES},
     "main": set(ROOMS) - {"benchmarks"},
     "main_pruned": set(ROOMS) - {"benchmarks"},
+    "commands": {*ROOMS, *ENTRIES} - {"benchmarks"},
 }  # fmt: skip
 
 FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py")) + [ROOT / f"{name}.py" for name in ENTRIES]
@@ -74,7 +75,8 @@ def test_imports_flow_one_way(path):
         other = name.split(".")[0]
         assert other == room or other in SEES[room], f"{path} imports {name}"
         if room == "visualization" and other == "utils":
-            assert name.startswith(("utils.records", "utils.scores", "utils.errors")), f"{path} imports {name}"
+            seen = ("utils.records", "utils.scores", "utils.errors", "utils.command")
+            assert name.startswith(seen), f"{path} imports {name}"
 
 
 def test_no_cycles():

@@ -214,6 +214,14 @@ def test_what_is_left_out_is_said_at_every_start(tmp_path, load):
         assert len(data.targets_n) == len(data.test_targets_m) == 6
 
 
+def test_a_file_that_is_no_picture_is_told_in_words(tmp_path):
+    file = tmp_path / "photo.png"
+    file.write_bytes(b"no picture at all")
+    with pytest.raises(UsageError) as caught:
+        pictures.decode_pictures([str(file)])
+    assert str(file) in one_line(caught) and "PNG" in one_line(caught) and "object at" not in one_line(caught)
+
+
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, load, monkeypatch):
     root, scandir = picture_folder(tmp_path / "pictures"), os.scandir
     (root / "train" / "ant" / "private").mkdir()

@@ -4,6 +4,8 @@ kernels it launches. The figures are those of the code as it is: lower them with
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 

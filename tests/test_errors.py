@@ -65,6 +65,7 @@ def test_bad_booleans(name, tmp_path, capsys):
         ["--mod", "ring"],  # no abbreviations: a new flag would change what they mean
         ["mlp"],
         ["--lr"],
+        ["-lr", "0.1"],
         ["--lr", "0.1", "0.2"],
         ["--", "--lr", "1"],
         ["--stage", "2"],  # a flag of main_pruned.py
@@ -174,7 +175,8 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("content", [pytest.param(v, id=k) for k, v in FIELDS.items()])
-def test_bad_config_files(content, tmp_path, capsys):
+def test_bad_config_files(content, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "config.json"
     if content is not None:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -186,7 +188,7 @@ def test_bad_config_files(content, tmp_path, capsys):
         "--no-plots",
         "--quiet",
         "--run_name",
-        str(tmp_path / "run"),
+        "run",
     ]
     line = refused(capsys, main.main(words))
     assert str(file) in line or any(f"--{name}" in line for name in ("lr", "seed", "dataset_path", "results_dir"))
@@ -284,10 +286,11 @@ def test_paths_that_are_not_utf8_are_legitimate():
 
 
 @pytest.mark.parametrize("command", ["main", "main_pruned"])
-def test_a_path_that_is_not_utf8_can_be_printed(command, monkeypatch, capsys):
+def test_a_path_that_is_not_utf8_can_be_printed(command, tmp_path, monkeypatch, capsys):
     done = {"test_accuracy": 0.5, "epochs": 1, "seconds": 1}
     record = {"stage1": done, "stage2": done, "ratio": 1.0, "verdict": None}
     stage1 = SimpleNamespace(folder=Path("caf\udce9", "run"))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("training.run.train_seeds", lambda _: (done, []))
     monkeypatch.setattr("training.pruning.open_stage1", lambda _: stage1)
     monkeypatch.setattr("training.comparison.prune", lambda *_, **__: record)

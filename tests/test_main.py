@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import command
 import numpy as np
@@ -79,7 +80,9 @@ def test_partition_flags_work_together():
     def kind(*words: str) -> str:
         return parse(Config, words, "").partition_kind
 
-    assert kind("--dirichlet", "True") == kind("--nonIID", "True", "--dirichlet", "True") == "dirichlet"
+    assert kind("--dirichlet", "True") == "dirichlet"
+    with pytest.warns(UserWarning, match="--nonIID has no effect here: --dirichlet"):
+        assert kind("--nonIID", "True", "--dirichlet", "True") == "dirichlet"
     assert kind("--nonIID") == kind("--nonIID", "--no-dirichlet") == "preference"
     assert kind("--no-dirichlet") == kind("--no-nonIID") == "iid"
     assert kind("--partition", "shards") == "shards"
@@ -321,13 +324,30 @@ def test_a_diverging_worker_is_named_with_its_round(tmp_path, capsys):
     assert "--lr" in line
 
 
-def test_an_interrupt_names_resume(tmp_path, capsys, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.run.build", interrupted)
-    assert main.main(arguments(tmp_path)) == 130
-    assert "--resume" in capsys.readouterr().err
+
+@pytest.mark.parametrize(
+    ("where", "words", "what"),
+    [
+        ("training.run.build", "", "before the training began; the same command starts it"),
+        ("training.trainer.Trainer.run", "", "run/stage1 has no checkpoint yet: the same command with --resume starts"),
+        ("training.trainer.Trainer.finish", "", "with --resume goes on with .*run/stage1 from .* round 6"),
+        ("training.trainer.Trainer.finish", "--resume", "the same command goes on with .* round 6"),
+        ("training.trainer.Trainer.finish", "--overwrite", "with --resume instead of --overwrite goes on .* round 6"),
+        ("training.trainer.Trainer.finish", "--seeds 2", "goes on with .*run/seed-0/stage1 from .* round 6"),
+        ("main.draw", "--plots", "had ended and is kept: the same command with --resume"),
+    ],
+)
+def test_an_interrupt_says_what_is_there(where, words, what, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(where, interrupt)
+        assert main.main(arguments(tmp_path, *words.split())) == 130
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("interrupted")]
+    assert re.search(what, line)
+    again = [word for word in words.split() if word != "--overwrite"]
+    assert main.main(arguments(tmp_path, *again, *(["--resume"] if "--resume" in line else []))) == 0  # as it says
 
 
 def test_plots_are_drawn_unless_told_otherwise(tmp_path, finished):

@@ -160,7 +160,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if sys.stdout is not None:
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text in any encoding
     torch.set_num_threads(1)
     sys.exit(main())

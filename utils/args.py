@@ -7,17 +7,18 @@ config.json. To add a flag, add a field.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
-import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
+from utils.effects import check_given
 from utils.errors import UsageError, unknown_name
 from utils.files import check_text
+from utils.parser import EPILOG, Help, Parser, add_flag, unknown_flag
 from utils.recorded import LARGEST, read_recorded, recorded_fields, recorded_files
 from utils.registry import DATASETS, NETWORKS, PARTITIONS, PROTOCOLS, TOPOLOGIES
 
@@ -44,10 +45,13 @@ def flag(
     choices: Sequence[str] | None = None,
     check: Check | None = None,
     numeric: bool = True,
+    metavar: str | None = None,
 ) -> Any:
     """A field of a Config. ``numeric``: whether it changes the numbers of a run; paths, verbosity and
-    plots do not, and are left out when two configurations are compared."""
-    metadata = {"group": group, "help": help, "choices": choices, "check": check, "numeric": numeric}
+    plots do not, and are left out when two configurations are compared. ``metavar``: what --help calls its value."""
+    metadata = {
+        "group": group, "help": help, "choices": choices, "check": check, "numeric": numeric, "metavar": metavar
+    }  # fmt: skip
     if isinstance(default, list):
         raise TypeError("use a tuple")
     return field(default=default, metadata=metadata)
@@ -59,70 +63,105 @@ class Config:
 
     # data
     dataset_name: str = flag("digits", "data", "data set", choices=tuple(DATASETS))
-    dataset_path: str | None = flag(None, "data", "where its files are (default: ./datasets/NAME)", numeric=False)
-    image_size: int | None = flag(None, "data", "resize images to this many pixels a side", check=PIXELS)
+    dataset_path: str | None = flag(
+        None, "data", "where its files are (default: ./datasets/NAME)", numeric=False, metavar="FOLDER"
+    )
+    image_size: int | None = flag(None, "data", "resize images to N x N pixels (default: as they are)", check=PIXELS)
     history: int = flag(14, "data", "time series: steps that a sample shows", check=POSITIVE)
     horizon: int = flag(3, "data", "time series: steps ahead that are predicted", check=POSITIVE)
-    sound_seconds: float = flag(3.0, "data", "sound: the longest clip; longer ones are cut", check=POSITIVE)
-    node_datasize: int | None = flag(None, "data", "samples a worker takes, with --nonIID", check=POSITIVE)
-    download: bool = flag(False, "data", "fetch missing data sets", numeric=False)
-    val_fraction: float = flag(0.1, "data", "share of train kept for validation, stratified", check=FRACTION)
+    sound_seconds: float = flag(3.0, "data", "sound: seconds of a clip that are heard, its first ones", check=POSITIVE)
+    node_datasize: int | None = flag(
+        None, "data", "with --nonIID: samples that each worker takes (default: an equal part of all)", check=POSITIVE
+    )
+    download: bool = flag(False, "data", "fetch the data set where its files are missing", numeric=False)
+    val_fraction: float = flag(
+        0.1, "data", "share of the training data kept for validation, of each class alike", check=FRACTION
+    )
     max_train: int | None = flag(
-        None, "data", "keep so many training samples, stratified, once validation is split off", check=POSITIVE
+        None, "data", "train on N samples, of each class alike; the validation share is taken before", check=POSITIVE
     )
     augment: str = flag(
         "auto",
         "data",
-        "auto crops and flips natural colour images; noise and mask are for sequences",
+        "random crops and flips of training pictures (auto: both for photographs in colour), noise or masks of "
+        "training sequences",
         choices=("auto", "none", "crop", "crop_flip", "noise", "mask"),
     )
-    flip_labels: float = flag(0.0, "data", "flip this share of the training labels to test the scores", check=BELOW_ONE)
-    bad_data: str | None = flag(None, "data", "COUNT:label_flip or COUNT:noise: the data of so many workers is bad")
-    drop_samples: str | None = flag(None, "data", "file of sample ids that get weight 0; nothing else changes")
+    flip_labels: float = flag(
+        0.0, "data", "give this share of the training samples a wrong label, to test the scores", check=BELOW_ONE
+    )
+    bad_data: str | None = flag(
+        None,
+        "data",
+        "bad data at COUNT of the workers, as in 2:label_flip (wrong labels) or 2:noise (pictures of noise)",
+        metavar="COUNT:KIND",
+    )
+    drop_samples: str | None = flag(
+        None, "data", "sample ids that get weight 0, all else being as it was", metavar="FILE"
+    )
     keep_samples: str | None = flag(
-        None, "data", "file of sample ids: shards keep only these, and train as many steps as before (pruning)"
+        None, "data", "sample ids: train on these alone, for as many steps as on all (pruning)", metavar="FILE"
     )
 
     # partition
-    dirichlet: bool | None = flag(None, "partition", "split each class over workers by Dirichlet(alpha) [the default]")
-    nonIID: bool | None = flag(None, "partition", "each worker draws its own class mix; --no-nonIID: IID")
-    partition: str | None = flag(None, "partition", "name the partition instead", choices=tuple(PARTITIONS))
-    alpha: float = flag(0.8, "partition", "Dirichlet concentration: small is more skewed", check=POSITIVE)
-    min_shard: int = flag(10, "partition", "smallest shard that --dirichlet accepts", check=NOT_NEGATIVE)
-    self_balancing: bool = flag(False, "partition", "--dirichlet gives no more to workers that have their share")
-    shards_per_worker: int = flag(2, "partition", "label shards a worker gets, with --partition shards", check=POSITIVE)
+    dirichlet: bool | None = flag(
+        None, "partition", "split each class over the workers by Dirichlet(alpha): the default"
+    )
+    nonIID: bool | None = flag(None, "partition", "each worker draws a class mix of its own; --no-nonIID: all alike")
+    partition: str | None = flag(
+        None,
+        "partition",
+        "the partition by its name (preference: --nonIID; natural: a worker for each owner of data)",
+        choices=tuple(PARTITIONS),
+    )
+    alpha: float = flag(
+        0.8, "partition", "--dirichlet: concentration; the smaller, the more the workers differ", check=POSITIVE
+    )
+    min_shard: int = flag(10, "partition", "--dirichlet: fewest samples that a worker may get", check=NOT_NEGATIVE)
+    self_balancing: bool = flag(False, "partition", "--dirichlet: no more for a worker that has its share")
+    shards_per_worker: int = flag(
+        2, "partition", "--partition shards: pieces of the data, sorted by label, that a worker gets", check=POSITIVE
+    )
 
     # model
     model: str = flag("cnn", "model", "network", choices=tuple(NETWORKS))
-    pretrained: bool = flag(False, "model", "start from ImageNet weights")
-    init: str = flag(
-        "common", "model", "one initialization for all workers, or one each", choices=("common", "per_worker")
-    )
+    pretrained: bool = flag(False, "model", "start from ImageNet weights (not for cnn and mlp)")
+    init: str = flag("common", "model", "one start for all workers, or one each", choices=("common", "per_worker"))
 
     # topology
     mode: str = flag("ring", "topology", "who averages with whom", choices=tuple(TOPOLOGIES))
-    topology_file: str | None = flag(None, "topology", "edge list or matrix, with --mode file (row = receiver)")
+    topology_file: str | None = flag(
+        None, "topology", "--mode file: an edge list, or a mixing matrix (row = receiver)", metavar="FILE"
+    )
+    neighbors: int = flag(3, "topology", "--mode nearest: workers that each is linked to at least", check=POSITIVE)
     num_workers: int = flag(
         None,
         "topology",
         "how many workers train (default: 8; with --partition natural one for each owner)",
         check=POSITIVE,
     )
-    neighbors: int = flag(3, "topology", "nearest workers that each is linked to, with --mode nearest", check=POSITIVE)
-    local_steps: int = flag(1, "topology", "SGD steps between two gossip steps", check=POSITIVE)
+    local_steps: int = flag(
+        1, "topology", "SGD steps of each worker before it averages; together they are a round", check=POSITIVE
+    )
 
     # faults
     aggregation: str = flag(
         "mean",
         "faults",
-        "how gossip combines rows; the others survive bad senders",
+        "how a worker combines its neighbours' models; all but mean survive bad senders",
         choices=("mean", "median", "trimmed_mean", "clipped"),
     )
     byzantine: str | None = flag(
-        None, "faults", "COUNT:sign_flip, COUNT:noise or COUNT:nan: workers that send bad rows"
+        None,
+        "faults",
+        "COUNT of the workers send bad models, as in 2:sign_flip, 2:noise or 2:nan",
+        metavar="COUNT:KIND",
     )
     on_bad_worker: str = flag(
-        "stop", "faults", "a worker whose loss or row is not finite: stop, or isolate it", choices=("stop", "isolate")
+        "stop",
+        "faults",
+        "when a worker's loss or model is no longer finite: stop the run, or go on without it",
+        choices=("stop", "isolate"),
     )
 
     # protocols
@@ -130,78 +169,82 @@ class Config:
         1.0, "protocols", "fedavg: share of the workers that the server samples a round", check=SHARE
     )
     local_epochs: int = flag(
-        1, "protocols", "fedavg, fedasync, chained: passes over its shard that a worker makes", check=POSITIVE
+        1, "protocols", "fedavg, fedasync, chained: epochs that a worker trains before it sends", check=POSITIVE
     )
     server_momentum: float = flag(0.0, "protocols", "fedavg: momentum of the server", check=BELOW_ONE)
     keep_momentum: bool = flag(
         False, "protocols", "fedavg, fedasync: a worker keeps its momentum when it gets a new model"
     )
     async_alpha: float = flag(0.6, "protocols", "fedasync: weight of an arriving model", check=SHARE)
-    staleness_exponent: float = flag(0.5, "protocols", "fedasync: a of (staleness + 1)^-a", check=NOT_NEGATIVE)
+    staleness_exponent: float = flag(
+        0.5, "protocols", "fedasync: X in the weight (staleness + 1)^-X of a late model", check=NOT_NEGATIVE
+    )
     buffer_size: int = flag(1, "protocols", "fedasync: models the server averages at a time (FedBuff)", check=POSITIVE)
     chain_order: str = flag("fixed", "protocols", "chained: who is next", choices=CHAIN_ORDERS)
     speed_spread: float = flag(
-        0.0, "protocols", "virtual time: deviation of the logarithm of workers' speed", check=NOT_NEGATIVE
+        0.0, "protocols", "virtual time: standard deviation of the logarithm of the workers' speeds", check=NOT_NEGATIVE
     )
     step_ms: float = flag(10.0, "protocols", "virtual time: milliseconds of a local step at speed 1", check=POSITIVE)
-    latency_ms: float = flag(0.0, "protocols", "virtual time: latency of a link", check=NOT_NEGATIVE)
+    latency_ms: float = flag(0.0, "protocols", "virtual time: milliseconds until a message arrives", check=NOT_NEGATIVE)
     bandwidth_mbps: float | None = flag(
-        None, "protocols", "virtual time: megabit per second of a link (default: infinite)", check=POSITIVE
+        None, "protocols", "virtual time: megabits per second of a link (default: no limit)", check=POSITIVE
     )
     finetune: int = flag(
-        0, "protocols", "local epochs that every worker adapts the final model to its own shard", check=NOT_NEGATIVE
+        0, "protocols", "epochs in which every worker adapts the final model to its own shard", check=NOT_NEGATIVE
     )
-    finetune_head: bool = flag(False, "protocols", "--finetune trains the last layer only")
+    finetune_head: bool = flag(False, "protocols", "--finetune: train the last layer only")
 
     # optimization
     epochs: float = flag(40, "optimization", "passes over the training data", check=POSITIVE)
-    batch_size: int = flag(32, "optimization", "samples a worker takes a step", check=POSITIVE)
+    batch_size: int = flag(32, "optimization", "samples of a worker's SGD step", check=POSITIVE)
     lr: float = flag(0.05, "optimization", "learning rate", check=POSITIVE)
     momentum: float = flag(0.9, "optimization", "SGD momentum", check=BELOW_ONE)
     wd: float = flag(5e-4, "optimization", "weight decay", check=NOT_NEGATIVE)
-    scheduler: str = flag("cosine", "optimization", "learning rate over rounds", choices=SCHEDULES)
+    scheduler: str = flag("cosine", "optimization", "how the learning rate falls over the run", choices=SCHEDULES)
     gamma: float = flag(
-        0.1, "optimization", "factor of multistep (a milestone) and exponential (an epoch)", check=SHARE
+        0.1, "optimization", "factor of multistep (at each milestone) and exponential (every epoch)", check=SHARE
     )
-    warmup_step: int = flag(0, "optimization", "rounds of linear warm-up", check=NOT_NEGATIVE)
+    warmup_step: int = flag(0, "optimization", "rounds in which the learning rate rises to --lr", check=NOT_NEGATIVE)
     milestones: tuple[float, ...] = flag(
-        (), "optimization", "epochs where multistep multiplies by gamma (default: 50 %% and 75 %%)"
+        (), "optimization", "epochs at which multistep multiplies by gamma (default: at 50 %% and 75 %% of the run)"
     )
     max_rounds: int | None = flag(
-        None, "optimization", "stop after so many rounds, though the schedule is longer", check=POSITIVE
+        None, "optimization", "stop after N rounds, though the learning rate is planned for more", check=POSITIVE
     )
     patience: int = flag(
-        0, "optimization", "stop after so many evaluations without a better loss (0: never)", check=NOT_NEGATIVE
+        0, "optimization", "stop after N evaluations without a better validation loss; 0: never", check=NOT_NEGATIVE
     )
-    min_delta: float = flag(0.0, "optimization", "what counts as better", check=NOT_NEGATIVE)
+    min_delta: float = flag(
+        0.0, "optimization", "--patience: a loss is better if it is lower by more than X", check=NOT_NEGATIVE
+    )
 
     # machine
     device: str = flag("auto", "machine", "auto, cpu, cuda or cuda:K", numeric=False)
-    amp: bool = flag(False, "machine", "mixed precision (bfloat16)")
-    tf32: bool = flag(True, "machine", "convolutions of a GPU in TensorFloat-32, PyTorch's default; --no-tf32: float32")
+    amp: bool = flag(False, "machine", "mixed precision: products in bfloat16")
+    tf32: bool = flag(True, "machine", "convolutions of a GPU in TensorFloat-32, as PyTorch has it")
     dtype: str = flag("float32", "machine", "precision of parameters", choices=("float32", "float64"))
     seed: int = flag(0, "machine", "everything random derives from it", check=NOT_NEGATIVE)
     seeds: int = flag(
         1,
         "machine",
-        "run so many seeds (seed, seed + 1, ...) and report mean and deviation",
+        "train N times, with the seeds --seed, --seed + 1, ..., and report mean and deviation",
         check=SEEDS,
         numeric=False,
     )
     deterministic: bool = flag(
         False, "machine", "refuse GPU kernels whose result may vary from run to run", numeric=False
     )
-    threads: int | None = flag(None, "machine", "threads (default: one a core)", check=POSITIVE, numeric=False)
+    threads: int | None = flag(
+        None, "machine", "threads that train workers side by side (default: one a core)", check=POSITIVE, numeric=False
+    )
     engine: str = flag(
         "auto",
         "machine",
-        "how steps are executed; auto follows a rule, measure times them once (graph: on a GPU)",
+        "how steps are executed; auto follows a rule, measure times some once, graph needs a GPU",
         numeric=False,
         choices=("auto", "measure", "threads", "loop", "vmap", "graph"),
     )
-    channels_last: bool | None = flag(
-        None, "machine", "memory layout of convolutions (default: channels_last)", numeric=False
-    )
+    channels_last: bool | None = flag(None, "machine", "memory layout of convolutions (default: on)", numeric=False)
     batch_parts: int | None = flag(
         None,
         "machine",
@@ -212,19 +255,27 @@ class Config:
     )
 
     # run
-    protocol: str = flag("gossip", "run", "who trains, and who averages with whom", choices=tuple(PROTOCOLS))
-    results_dir: str = flag("results", "run", "folder of all runs", numeric=False)
-    run_name: str | None = flag(None, "run", "folder of this run (default: made of its main settings)", numeric=False)
-    config: str | None = flag(None, "run", "start from a recorded config.json; flags override it", numeric=False)
-    resume: bool = flag(False, "run", "go on from the last checkpoint, or start", numeric=False)
-    overwrite: bool = flag(False, "run", "replace the run if it exists", numeric=False)
+    protocol: str = flag(
+        "gossip", "run", "who averages: neighbours, nobody, a server, or one after the other", choices=tuple(PROTOCOLS)
+    )
+    results_dir: str = flag("results", "run", "folder of all runs", numeric=False, metavar="FOLDER")
+    run_name: str | None = flag(
+        None, "run", "folder of this run in --results_dir (default: made of its main settings)", numeric=False
+    )
+    config: str | None = flag(
+        None, "run", "replay a recorded config.json; further flags override it", numeric=False, metavar="FILE"
+    )
+    resume: bool = flag(
+        False, "run", "go on with this run from its last checkpoint, or start it if there is none", numeric=False
+    )
+    overwrite: bool = flag(False, "run", "replace this run if it exists", numeric=False)
     checkpoint_every: int | None = flag(
         None, "run", "rounds between checkpoints (default: at most one a minute)", check=POSITIVE, numeric=False
     )
     eval_every: int | None = flag(
         None,
         "run",
-        "rounds between evaluations (default: an epoch, or more where "
+        "rounds between evaluations (default: those of an epoch, or more where "
         "evaluating would cost over a quarter of the training)",
         check=POSITIVE,
     )
@@ -254,6 +305,8 @@ class Config:
         """Settings that do not go together."""
         if self.mode == "file" and not self.topology_file:
             raise UsageError("--mode file needs --topology_file FILE (an edge list or a matrix).")
+        if self.run_name is not None:
+            check_run_name(self.run_name)
         if self.resume and self.overwrite:
             raise UsageError("--resume and --overwrite contradict each other: choose one.")
         if list(self.milestones) != sorted(self.milestones) or any(m <= 0 for m in self.milestones):
@@ -285,6 +338,16 @@ class Config:
         return {f.name: values[f.name] for f in dataclasses.fields(self) if f.metadata["numeric"]}
 
 
+def check_run_name(name: str) -> None:
+    """Raises :class:`UsageError` unless the name is that of a folder in --results_dir (or in folders in it)."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise UsageError(
+            f"--run_name {name!r} is no folder inside --results_dir: give a name, as in --run_name first, and the "
+            "place with --results_dir."
+        )
+
+
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """The names on which two ``numeric()`` dictionaries differ; a name that one lacks counts only
     if the other is not at its default."""
@@ -293,72 +356,32 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return [k for k in sorted({*a, *b}) if a.get(k, plain.get(k)) != b.get(k, plain.get(k))]
 
 
-def parse(config_class: type[C], argv: Sequence[str] | None, description: str) -> C:
-    """argv as a ``config_class``. Raises :class:`UsageError` on bad values (argparse itself exits with
-    code 2 on unknown flags)."""
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def parse(config_class: type[C], argv: Sequence[str] | None, description: str, varied: bool = False) -> C:
+    """argv as a ``config_class``. ``varied``: what comes out is changed before it is run, so whether a flag counts is
+    not known yet. Raises :class:`UsageError` on unknown flags and bad values, and where flags contradict each other;
+    warns of flags that do nothing."""
+    parser = Parser(
+        description=description,
+        usage="%(prog)s [--flag value ...]",
+        epilog=EPILOG,
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
     hints = typing.get_type_hints(config_class)
     fields = dataclasses.fields(config_class)
     groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(f.metadata["group"] for f in fields)}
     for f in fields:
-        _add(groups[f.metadata["group"]], f, hints[f.name])
-    given = vars(parser.parse_args(argv))
+        add_flag(groups[f.metadata["group"]], f, hints[f.name])
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise unknown_flag(unknown, [f.name for f in fields])
+    given = vars(known)
     if "config" not in given:
-        return config_class(**given)
-    record = read_recorded(given["config"])
-    config = config_class(**{**recorded_fields(given["config"], record, hints), **given})
-    return dataclasses.replace(config, **recorded_files(given["config"], record, config, given))
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
-        raise UsageError(f"{message} (--help lists all flags)")
-
-
-def _add(group: Any, f: dataclasses.Field, hint: Any) -> None:
-    """One flag. Nothing is stored unless the user gives it, so that --config can be overridden."""
-    text = f.metadata["help"]
-    if f.metadata["choices"]:
-        text += f": {', '.join(f.metadata['choices'])}"
-    if f.default not in (None, (), False):
-        text += f" [{f.default}]"
-    kinds = [k for k in typing.get_args(hint) if k is not types.NoneType] or [hint]
-    common: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS, "help": text}
-    if typing.get_origin(hint) is tuple:
-        group.add_argument(f"--{f.name}", nargs="+", type=_number(typing.get_args(hint)[0]), action=_Tuple, **common)
-    elif kinds[0] is bool:
-        names = [f"--{f.name}", f"--no-{f.name}"]
-        group.add_argument(*names, action=_Boolean, nargs="?", metavar="True|False", **common)
+        config = config_class(**given)
     else:
-        group.add_argument(f"--{f.name}", type=_number(kinds[0]), metavar=kinds[0].__name__.upper(), **common)
-
-
-def _number(kind: type) -> Callable[[str], Any]:
-    if kind is str:
-        return str
-
-    def convert(text: str) -> Any:
-        return kind(text)
-
-    convert.__name__ = {int: "whole number", float: "number"}.get(kind, kind.__name__)
-    return convert
-
-
-class _Tuple(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, tuple(values))
-
-
-class _Boolean(argparse.Action):
-    """``--flag``, ``--no-flag`` and ``--flag True|False``."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        negated = option_string.startswith("--no-")
-        if values is None:
-            value = True
-        elif values.lower() in words and not negated:
-            value = words[values.lower()]
-        else:
-            parser.error(f"{option_string}: '{values}' is neither True nor False")
-        setattr(namespace, self.dest, value != negated)
+        record = read_recorded(given["config"])
+        config = config_class(**{**recorded_fields(given["config"], record, hints), **given})
+        config = dataclasses.replace(config, **recorded_files(given["config"], record, config, given))
+    if not varied:
+        check_given(config, given)
+    return config

@@ -12,11 +12,6 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-INTERRUPTED = (
-    "interrupted; the same command with --resume goes on from the last checkpoint, or from the start where there is "
-    "none yet"
-)
-
 
 class UsageError(ValueError):
     """Bad input. The message is one line: what is wrong, and what to do about it."""
@@ -29,11 +24,19 @@ def refusal(error: Exception) -> int:
     return 2
 
 
+def nearest(name: str, names: Iterable[str], alike: float = 0.5) -> str | None:
+    """The name that ``name`` is most likely a misspelling of, whatever its case; None where none is ``alike`` enough
+    (0: nothing in common, 1: equal)."""
+    by_lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=alike)
+    return by_lower[near[0]] if near else None
+
+
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     """The error for a name that is in no registry: lists the choices and the nearest match."""
     names = list(choices)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    near = nearest(name, names)
+    hint = f" Did you mean '{near}'?" if near else ""
     return UsageError(f"unknown {kind} '{name}'.{hint} Choose from: {', '.join(names)}.")
 
 

@@ -22,13 +22,15 @@ def provenance() -> dict[str, object]:
 
 
 def git_revision() -> str | None:
-    """The commit of the code that runs, with '+' where files differ from it; None without git."""
+    """The commit of the code that runs, with '+' where files differ from it; None without git, and where the code is
+    installed, though that may be inside somebody's repository."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from utils.args import NOT_NEGATIVE, POSITIVE, SHARE, Check, Config, flag
 from utils.errors import UsageError, unknown_name
-from utils.influence.targets import check_target
 from utils.registry import INFLUENCE, NETWORKS
 
 METHODS = (*INFLUENCE, "noprune")
@@ -21,15 +20,15 @@ class PruningConfig(Config):
     stage: int = flag(
         2,
         "pruning",
-        "1: train and keep what scoring needs; 2: score, prune, retrain, compare "
-        "(runs stage 1 first if it has not been run)",
+        "1: train and keep what scoring needs; 2: score, prune, train again on what is kept, compare "
+        "(trains stage 1 first if it has not been)",
         check=STAGE,
         numeric=False,
     )
     pruning_algorithm: str | None = flag(
         None,
         "pruning",
-        "how samples are scored (default: cascade; with --audit or --sweep alone nothing else is pruned)",
+        "how samples are scored for pruning (default: cascade, or none with --audit or --sweep)",
         choices=METHODS,
         numeric=False,
     )
@@ -43,28 +42,35 @@ class PruningConfig(Config):
     prune_scope: str = flag(
         "worker",
         "pruning",
-        "keep the best of each worker, or of all together",
+        "keep the best samples of each worker, or of all workers together",
         choices=("worker", "global"),
         numeric=False,
     )
     model_A: str | None = flag(
-        None, "pruning", "model of stage 1, which scores (default: --model)", choices=tuple(NETWORKS), numeric=False
+        None, "pruning", "network of stage 1, which scores (default: --model)", choices=tuple(NETWORKS), numeric=False
     )
     model_B: str | None = flag(
-        None, "pruning", "model of stage 2 (default: that of stage 1)", choices=tuple(NETWORKS), numeric=False
+        None, "pruning", "network of stage 2 (default: that of stage 1)", choices=tuple(NETWORKS), numeric=False
     )
     stage1_dir: str | None = flag(
-        None, "pruning", "use this finished stage 1; what follows is put beside it", numeric=False
+        None,
+        "pruning",
+        "score this finished run (results/NAME/stage1); what follows is put beside it",
+        numeric=False,
+        metavar="FOLDER",
     )
     stage2_epochs: float | None = flag(
         None,
         "pruning",
-        "epochs of stage 2, each as long as one of stage 1 (default: as many steps as stage 1)",
+        "epochs of stage 2, each with as many steps as one of stage 1 (default: as many as stage 1 made)",
         check=POSITIVE,
         numeric=False,
     )
     sweep: tuple[float, ...] = flag(
-        (), "pruning", "shares to keep, as in 0.9 0.6 0.2: one stage 1, all of --methods, one plot", numeric=False
+        (),
+        "pruning",
+        "shares to keep, as in 0.9 0.6 0.2: prune to each of them by each of --methods, and plot the accuracies",
+        numeric=False,
     )
     methods: tuple[str, ...] = flag(
         ("cascade", "dice", "delete", "if", "random"),
@@ -73,25 +79,44 @@ class PruningConfig(Config):
         numeric=False,
     )
 
-    dice_hops: int = flag(1, "influence", "hops of dice", check=POSITIVE, numeric=False)
-    dice_rounds: int = flag(5, "influence", "steps that dice scores", check=POSITIVE, numeric=False)
-    delete_checkpoints: int = flag(10, "influence", "states that delete looks at", check=POSITIVE, numeric=False)
+    dice_hops: int = flag(
+        1, "influence", "dice: gossip steps over which a sample's influence is followed", check=POSITIVE, numeric=False
+    )
+    dice_rounds: int = flag(
+        5, "influence", "dice: steps of the run that are scored, evenly spaced", check=POSITIVE, numeric=False
+    )
+    delete_checkpoints: int = flag(
+        10, "influence", "delete: states of the run that are scored, evenly spaced", check=POSITIVE, numeric=False
+    )
     target: str = flag(
         "nodes",
         "influence",
-        "objective: nodes, consensus or worker:K (if and delete look at one model: the consensus for the nodes)",
+        "whose validation loss: nodes (the mean over all), consensus (of their mean model) or worker:K; if and "
+        "delete look at one model, the mean one for the nodes",
         numeric=False,
     )
     memory_gb: float = flag(
-        4.0, "influence", "memory for states held at once, and for batched retraining", check=POSITIVE, numeric=False
+        4.0,
+        "influence",
+        "gigabytes for states of the run held at once, and for retrainings side by side",
+        check=POSITIVE,
+        numeric=False,
     )
 
-    audit: bool = flag(False, "audit", "retrain without random groups of samples, and compare", numeric=False)
-    audit_groups: int = flag(40, "audit", "groups", check=POSITIVE, numeric=False)
-    audit_fraction: float = flag(0.05, "audit", "share of the training samples in a group", check=SHARE, numeric=False)
-    audit_seed: int = flag(0, "audit", "seed of the groups", check=NOT_NEGATIVE, numeric=False)
+    audit: bool = flag(
+        False, "audit", "check the scores: retrain without random groups of samples, and compare", numeric=False
+    )
+    audit_groups: int = flag(40, "audit", "groups, each a retraining", check=POSITIVE, numeric=False)
+    audit_fraction: float = flag(
+        0.05, "audit", "share of the training samples in each group", check=SHARE, numeric=False
+    )
+    audit_seed: int = flag(0, "audit", "seed that draws the groups", check=NOT_NEGATIVE, numeric=False)
     cluster: str | None = flag(
-        None, "audit", "local:K processes, or tcp://HOST:PORT or tls://HOST:PORT of a Dask scheduler", numeric=False
+        None,
+        "audit",
+        "retrain elsewhere: local:K for K processes here, tcp://HOST:PORT or tls://HOST:PORT for a Dask scheduler",
+        numeric=False,
+        metavar="ADDRESS",
     )
 
     @property
@@ -117,3 +142,15 @@ class PruningConfig(Config):
                 f"--cluster {self.cluster}: give tcp://HOST:PORT, tls://HOST:PORT, or local:K with K processes."
             )
         check_target(self.target, self.num_workers)
+
+
+def check_target(target: str, num_workers: int | None) -> None:
+    """Raises :class:`UsageError` unless ``target`` is nodes, consensus or worker:K."""
+    if target in ("nodes", "consensus"):
+        return
+    kind, _, worker = target.partition(":")
+    most = 10**6 if num_workers is None else num_workers  # as many as there are owners, once they are counted
+    if kind != "worker" or not worker.isdecimal() or int(worker) >= most:
+        raise UsageError(
+            f"unknown influence target '{target}': use nodes, consensus or worker:K with K from 0 to {most - 1}."
+        )

@@ -12,9 +12,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from utils.influence.method import Method, Options
-from utils.influence.targets import check_target
 from utils.influence.trajectory import Trajectory
 from utils.progress import Progress, ignored
+from utils.pruning_args import check_target
 from utils.registry import INFLUENCE, load
 
 

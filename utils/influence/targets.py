@@ -9,20 +9,7 @@ import torch
 from torch import Tensor
 
 from utils.devices import send
-from utils.errors import UsageError
 from utils.influence.trajectory import Trajectory
-
-
-def check_target(target: str, num_workers: int | None) -> None:
-    """Raises :class:`UsageError` unless ``target`` is nodes, consensus or worker:K."""
-    if target in ("nodes", "consensus"):
-        return
-    kind, _, worker = target.partition(":")
-    most = 10**6 if num_workers is None else num_workers  # as many as there are owners, once they are counted
-    if kind != "worker" or not worker.isdecimal() or int(worker) >= most:
-        raise UsageError(
-            f"unknown influence target '{target}': use nodes, consensus or worker:K with K from 0 to {most - 1}."
-        )
 
 
 def node_weights(num_workers: int, target: str) -> Tensor:

@@ -1,0 +1,51 @@
+"""The commands of an installation (pyproject.toml gives them their names): main.py, main_pruned.py and the modules that
+are started with ``python -m`` in a checkout.
+
+Each puts the folder that it lies in first on the path, as ``python main.py`` does: there lie the rooms.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel over workers, not inside operators
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from utils.command import begin  # noqa: E402, it lies in the folder above
+
+
+def train() -> int:
+    """``decentralized-train``: main.py."""
+    begin()
+    from main import main
+
+    return main()
+
+
+def prune() -> int:
+    """``decentralized-prune``: main_pruned.py."""
+    begin()
+    from main_pruned import main
+
+    return main()
+
+
+def predict() -> int:
+    """``decentralized-predict``: python -m training.predict."""
+    begin()
+    import torch
+
+    from training.predict import main
+
+    torch.set_num_threads(1)
+    return main()
+
+
+def plot() -> int:
+    """``decentralized-plot``: python -m visualization.plot_utils."""
+    begin()
+    from visualization.plot_utils import main
+
+    return main()
