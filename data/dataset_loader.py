@@ -32,7 +32,7 @@ from utils.digest import digest_json, digest_tensors
 from utils.errors import UsageError, choose
 from utils.random import hash64
 
-CACHE_VERSION = "2"  # raise it when a reader gives other pixels or another order
+CACHE_VERSION = "3"  # raise it when a reader gives other pixels or another order, or the cache holds something else
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,7 @@ class Dataset:
     std_C: Tensor  # float32, 1 for a channel that is constant
     fingerprint: dict[str, Any]  # counts and digests of what was loaded, before any corruption
     skipped: tuple[str, ...] = ()  # what was found in its folder and left out, in words
+    sources: tuple[str, ...] = ()  # [n] where each train sample lies: its file, or its number in the original files
 
     @property
     def num_classes(self) -> int:
@@ -73,7 +74,8 @@ def digits(path: Path, image_size: int | None, download: bool, progress: bool) -
     images = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)[:, None]  # values are 0..16
     labels = torch.from_numpy(bunch.target).long()
     train, test = split_validation(labels, 0.2, seed=0)
-    return Arrays(images[train], labels[train], images[test], labels[test], tuple("0123456789"))
+    sources = tuple(f"load_digits {i}" for i in train.tolist())
+    return Arrays(images[train], labels[train], images[test], labels[test], tuple("0123456789"), sources=sources)
 
 
 # name -> reader(path, image_size, download, progress)
@@ -219,12 +221,13 @@ def _decoded(name: str, arrays: Arrays, image_size: int | None) -> Dataset:
 
 
 def _dataset(name: str, arrays: Arrays, fingerprint: dict[str, Any]) -> Dataset:
-    *data, skipped = arrays
-    return Dataset(name, *data, *_channel_statistics(arrays.images_nCHW), fingerprint, skipped)
+    *data, skipped, sources = arrays
+    sources = sources or tuple(f"train {i}" for i in range(len(arrays.labels_n)))
+    return Dataset(name, *data, *_channel_statistics(arrays.images_nCHW), fingerprint, skipped, sources)
 
 
 def _fingerprint(arrays: Arrays) -> dict[str, Any]:
-    images_nCHW, labels_n, test_images_mCHW, test_labels_m, class_names, _ = arrays
+    images_nCHW, labels_n, test_images_mCHW, test_labels_m, class_names, *_ = arrays
     return {
         "samples": len(labels_n),
         "test_samples": len(test_labels_m),
@@ -240,7 +243,7 @@ def _fingerprint(arrays: Arrays) -> dict[str, Any]:
 
 def _check(name: str, arrays: Arrays) -> None:
     """Raises UsageError where pictures, labels and classes do not fit each other."""
-    images_nCHW, labels_n, test_images_mCHW, test_labels_m, class_names, _ = arrays
+    images_nCHW, labels_n, test_images_mCHW, test_labels_m, class_names, _, sources = arrays
     wrong = None
     for part, images, labels in (("training", images_nCHW, labels_n), ("test", test_images_mCHW, test_labels_m)):
         if images.dim() != 4 or images.dtype != torch.uint8 or labels.dim() != 1 or labels.dtype != torch.int64:
@@ -251,6 +254,8 @@ def _check(name: str, arrays: Arrays) -> None:
             wrong = f"there are {len(class_names)} classes, and {part} labels from {labels.min()} to {labels.max()}"
     if wrong is None and images_nCHW.shape[1:] != test_images_mCHW.shape[1:]:
         wrong = "training and test pictures differ in size"
+    if wrong is None and len(sources) not in (0, len(labels_n)):
+        wrong = f"there are {len(labels_n):,} training pictures and {len(sources):,} names of them"
     if wrong:
         raise UsageError(f"{name}: {wrong}; put the original files there")
 
@@ -296,10 +301,10 @@ def _read_cache(file: Path, name: str, files: str) -> Dataset | None:
             if metadata.get("files") != files:
                 return None
             tensors = [cached.get_tensor(key) for key in _TENSORS]
-        names, skipped = (tuple(json.loads(metadata[key])) for key in ("class_names", "skipped"))
-        arrays = Arrays(*tensors, names, skipped)
+        names, skipped, sources = (tuple(json.loads(metadata[key])) for key in ("class_names", "skipped", "sources"))
+        arrays = Arrays(*tensors, names, skipped, sources)
         fingerprint = _fingerprint(arrays)
-        if fingerprint != json.loads(metadata["fingerprint"]):
+        if fingerprint != json.loads(metadata["fingerprint"]) or digest_json(sources) != metadata["sources_digest"]:
             raise ValueError("it does not hold what was written")
         return _dataset(name, arrays, fingerprint)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
@@ -309,8 +314,9 @@ def _read_cache(file: Path, name: str, files: str) -> Dataset | None:
 
 def _write_cache(file: Path, dataset: Dataset, files: str) -> None:
     """Atomic: a temporary file is renamed when it is complete. Where nothing can be written, it warns."""
-    described = ("class_names", "skipped", "fingerprint")
-    metadata = {"files": files, **{key: json.dumps(getattr(dataset, key)) for key in described}}
+    described = ("class_names", "skipped", "sources", "fingerprint")
+    metadata = {key: json.dumps(getattr(dataset, key)) for key in described}
+    metadata |= {"files": files, "sources_digest": digest_json(dataset.sources)}
     temporary = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

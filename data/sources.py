@@ -38,7 +38,8 @@ TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 class Arrays(NamedTuple):
     """What a reader returns; images are uint8 [., C, H, W], labels int64. ``skipped``: what the reader found
-    and left out, in words."""
+    and left out, in words. ``sources``: where each training sample lies, a line of text (pictures: their path in
+    the data set's folder); none where they are numbered in one file."""
 
     images_nCHW: Tensor
     labels_n: Tensor
@@ -46,6 +47,7 @@ class Arrays(NamedTuple):
     test_labels_m: Tensor
     class_names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()  # [n]
 
 
 # ------------------------------------------------------------------- sets that torchvision reads
@@ -202,7 +204,7 @@ def imagefolder(path: Path, image_size: int | None, download: bool, progress: bo
         raise UsageError(f"imagefolder: these classes are not in both train and test of {path}: {odd}")
     labelled = [[(file, label) for label, name in enumerate(train) for file in split[name]] for split in splits]
     names = tuple(map(displayable, train))
-    return _read_pictures("imagefolder", *labelled, names, others, image_size, progress)
+    return _read_pictures("imagefolder", path, *labelled, names, others, image_size, progress)
 
 
 def tinyimagenet(path: Path, image_size: int | None, download: bool, progress: bool) -> Arrays:
@@ -256,7 +258,7 @@ def _tinyimagenet(path: Path, image_size: int | None, progress: bool) -> Arrays:
     names = {wnid: wnid for wnid in classes}
     if (root / "words.txt").is_file():
         names |= {wnid: words.split(",")[0] for wnid, words, *_ in _rows(root / "words.txt", 2) if wnid in names}
-    return _read_pictures("tinyimagenet", train, test, tuple(names.values()), others + rest, image_size, progress)
+    return _read_pictures("tinyimagenet", path, train, test, tuple(names.values()), others + rest, image_size, progress)
 
 
 def _rows(file: Path, columns: int) -> list[list[str]]:
@@ -324,6 +326,7 @@ def _entries(folder: Path) -> tuple[list[Path], list[str]]:
 
 def _read_pictures(
     name: str,
+    path: Path,
     train: list[tuple[str, int]],
     test: list[tuple[str, int]],
     class_names: tuple[str, ...],
@@ -331,8 +334,8 @@ def _read_pictures(
     image_size: int | None,
     progress: bool,
 ) -> Arrays:
-    """Decode (file, label) pairs; both parts get the same size and number of channels. ``others``: files that
-    lie there too."""
+    """Decode (file, label) pairs; both parts get the same size and number of channels. ``path``: the data set's
+    folder; ``others``: files that lie there too."""
     for part, pairs in (("train", train), ("test", test)):
         without = set(range(len(class_names))) - {label for _, label in pairs}
         if without:
@@ -340,4 +343,6 @@ def _read_pictures(
     images_kCHW = decode_pictures([file for file, _ in train + test], image_size, progress)
     labels_k = torch.tensor([label for _, label in train + test])
     n = len(train)
-    return Arrays(images_kCHW[:n], labels_k[:n], images_kCHW[n:], labels_k[n:], class_names, say_skipped(others))
+    sources = tuple(displayable(file.removeprefix(f"{path}{os.sep}")) for file, _ in train)
+    parts = images_kCHW[:n], labels_k[:n], images_kCHW[n:], labels_k[n:]
+    return Arrays(*parts, class_names, say_skipped(others), sources)

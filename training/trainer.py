@@ -35,6 +35,7 @@ from utils.records import (
     write_labels,
     write_partition,
     write_predictions,
+    write_sources,
 )
 from workers import distributed
 from workers.evaluation import predictions
@@ -57,7 +58,7 @@ def train(
     ``snapshots``: keep about sqrt(rounds) states in trajectory/, from which scoring replays. ``notes``:
     more entries for config.json.
 
-    Writes config.json, partition.npz, topology.json, labels.npz, metrics.jsonl, checkpoints/,
+    Writes config.json, partition.npz, topology.json, labels.npz, sources.txt, metrics.jsonl, checkpoints/,
     model.safetensors (the consensus model), predictions.npz, confusion.npz and summary.json. Raises
     :class:`UsageError` where ``run_dir`` holds a run of other data or settings.
     """
@@ -126,6 +127,7 @@ class Trainer:
         write_json(self.run_dir / "topology.json", self.job.topology.to_json())
         write_partition(self.run_dir, [s.numpy() for s in self.job.shards])
         write_labels(self.run_dir, self.job.dataset.labels_n.numpy(), self.job.dataset.class_names)
+        write_sources(self.run_dir, self.job.dataset.sources)
         if self.job.corruption:
             write_json(self.run_dir / "corruption.json", self.job.corruption)
         # Last: a folder with this file is a run, whole but for its training.
