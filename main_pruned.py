@@ -95,13 +95,22 @@ def run(config: PruningConfig) -> dict[str, Any]:
 def summarize(folder: Path, results: list[dict[str, Any]], plots: bool) -> None:
     """What several seeds have in common, in the folder above them."""
     from training.across_seeds import SUMMARIES
-    from visualization.influence_plots import plot_sweep
+    from training.comparison import comparison_name
+    from training.pruning import stage2_dir
 
-    for name, summary in SUMMARIES.items():
-        if all(name in one for one in results):
-            print(summary(folder, [one[name] for one in results]))
-            if name == "sweep" and plots:
-                plot_sweep(folder, folder / "sweep.png")
+    there = [name for name in SUMMARIES if all(name in one for one in results)]
+    for name in there:
+        print(SUMMARIES[name](folder, [one[name] for one in results]))
+    if not plots:
+        return
+    from visualization.influence_plots import plot_all_comparisons, plot_comparison, plot_sweep
+
+    if "sweep" in there:
+        plot_sweep(folder, folder / "sweep.png")
+    if "comparison" in there:
+        record = results[0]["comparison"]
+        plot_comparison(folder / f"{comparison_name(stage2_dir(folder, record['algorithm'], record['ratio']))}.json")
+        plot_all_comparisons(folder)
 
 
 def draw(stage1: Stage1, results: dict[str, Any], method: str | None, run_dir: Path | None) -> None:
@@ -119,22 +128,27 @@ def draw(stage1: Stage1, results: dict[str, Any], method: str | None, run_dir: P
     if run_dir is None:
         return
     plot_run(run_dir)
-    plots.plot_comparison(stage1.run_dir, run_dir, folder / f"{comparison_name(run_dir)}.png")
+    plots.plot_comparison(folder / f"{comparison_name(run_dir)}.json")
+    plots.plot_all_comparisons(folder)
     if method == "noprune":
         return
     scores_n, path = stage1.scores(method)
-    plots.plot_scores(stage1.run_dir, path, folder / f"scores_{method}.png")
+    plots.plot_scores(stage1.run_dir, path, folder / f"scores_{path.stem}.png")
     plots.plot_node_view(stage1.run_dir, folder / f"node_view_{method}.json", folder / f"node_view_{method}.png")
     data, ids = stage1.job.dataset, stage1.job.train_ids
+    if not data.pictures:
+        return
     flipped = set(stage1.job.corruption.get("flipped", []))
     plots.plot_contact_sheet(
-        data.inputs_n[ids].movedim(1, -1).numpy(),
-        data.targets_n[ids].numpy(),
+        data.inputs_n.movedim(1, -1).numpy(),
+        data.targets_n.numpy(),
         scores_n[ids].numpy(),
         ids.numpy(),
-        data.class_names,
-        folder / f"extremes_{method}.png",
+        data.task.names,
+        folder / f"extremes_{path.stem}.png",
         flipped or None,
+        path.stem,
+        data.sources,
     )
 
 

@@ -41,6 +41,7 @@ def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
         "seeds": S,
         "algorithm": method,
         "ratio": ratio,
+        "runs": {name: _runs(records, name) for name in stages},
         **{f"{name}_test_accuracy": spread(there[name]) if name in there else None for name in accuracies},
         "difference": spread([r["difference"]["test_accuracy"] for r in records]),
         "over_stage1": over["stage1"],
@@ -53,6 +54,12 @@ def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
         for name, where in (("stage1", "in stage 1"), ("stage2", f"in stage 2 ({method}, {ratio:.4g} kept)"))
     )
     return f"test accuracy over {S} seeds: {means}; {folder}\n{record['verdict']}"
+
+
+def _runs(records: list[dict[str, Any]], name: str) -> list[str] | None:
+    """The directories of a stage of each seed, from the folder above the seeds; None where one has none."""
+    runs = [r["runs"][name] and f"seed-{r['seed']}/{r['runs'][name][0]}" for r in records]
+    return None if None in runs else runs
 
 
 def summarize_sweeps(folder: Path, records: list[dict[str, Any]]) -> str:

@@ -40,6 +40,12 @@ def prune(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -> dic
     record = {
         "algorithm": method,
         "ratio": 1.0 if method == "noprune" else ratio,
+        "seed": stage1.config.seed,
+        "runs": {
+            "stage1": [stage1.run_dir.name],
+            "stage2": [run_dir.name],
+            "control": random_dir and [random_dir.name],
+        },
         "stage1": stage1.summary,
         "stage2": summary,
         "control": summary_random,

@@ -25,7 +25,7 @@ from training.result import save_result
 from training.round_losses import LateLosses
 from utils.early_stopping import EarlyStopping
 from utils.progress import Progress, bar, ignored
-from utils.records import write_json, write_labels, write_partition
+from utils.records import write_json, write_labels, write_partition, write_sources
 from workers import distributed
 from workers.robust import exposed
 from workers.worker_vision import Fleet
@@ -42,7 +42,7 @@ def train(
     ``snapshots``: keep about sqrt(rounds) states in trajectory/, from which scoring replays. ``notes``:
     more entries for config.json.
 
-    Writes config.json, partition.npz, topology.json, labels.npz, metrics.jsonl, checkpoints/,
+    Writes config.json, partition.npz, topology.json, labels.npz, sources.txt, metrics.jsonl, checkpoints/,
     model.safetensors (the consensus model), predictions.npz, confusion.npz and summary.json. Raises
     :class:`UsageError` where ``run_dir`` holds a run of other data or settings.
     """
@@ -122,6 +122,7 @@ class Trainer:
         write_partition(self.run_dir, [s.numpy() for s in self.job.shards])
         targets_n = self.job.dataset.targets_n
         write_labels(self.run_dir, self.task.strata(targets_n).numpy(), self.task.stratum_names(targets_n))
+        write_sources(self.run_dir, self.job.dataset.sources)
         if self.job.corruption:
             write_json(self.run_dir / "corruption.json", self.job.corruption)
         # Last: a folder with this file is a run, whole but for its training.

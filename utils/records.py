@@ -2,7 +2,7 @@
 
 Everything is replaced atomically, so a kill or a full disk leaves the previous content, and nothing
 is ever unpickled. Files of one stage directory: config.json, metrics.jsonl, summary.json,
-partition.npz, labels.npz (optional), topology.json.
+partition.npz, labels.npz (optional), sources.txt (not in old runs), topology.json.
 Legend: N workers, n samples.
 """
 
@@ -170,6 +170,23 @@ def read_labels(run_dir: PathLike) -> tuple[np.ndarray, list[str]]:
     arrays = _read_npz(path)
     names = _list_of(np.str_, path, arrays, "class_names")
     return _list_of(np.int64, path, arrays, "labels"), names.tolist()
+
+
+def write_sources(run_dir: PathLike, sources: Sequence[str]) -> None:
+    """Write where each train sample lies (its file, say) as sources.txt: a line a sample, in the order of their ids."""
+    text = "".join(f"{source}\n" for source in sources)
+    write_atomically(Path(run_dir, "sources.txt"), lambda file: file.write(text.encode()))
+
+
+def read_sources(run_dir: PathLike) -> list[str] | None:
+    """Where each train sample lies, by sample id [n]; None for a run that does not record it."""
+    path = Path(run_dir, "sources.txt")
+    if not path.is_file():
+        return None
+    try:
+        return _read_bytes(path).decode().removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise _damaged(path, "it is no UTF-8 text") from error
 
 
 def write_confusion(run_dir: PathLike, counts_CC: np.ndarray, class_names: Sequence[str]) -> None:

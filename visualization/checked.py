@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UsageError
-from utils.records import PathLike, Run, read_json, read_labels, read_partition
+from utils.records import PathLike, Run, read_json, read_labels, read_partition, read_predictions
 
 LARGEST = 1e200  # figures beyond it are as good as infinite: the margins of a plot would overflow
 BEYOND = 2**53  # whole numbers from here on are not exact in float64
 
 CURVES = ("epoch", "train_loss", "val_loss", "val_accuracy", "consensus_val_loss", "consensus_val_accuracy",
           "consensus_distance", "virtual_seconds", "bytes")  # fmt: skip
+UNSCORED = ("random", "noprune")  # ways of pruning in which no score has a say
+STAGES = ("stage1", "stage2", "control")  # of a pruning
 WORKER_CURVES = ("worker_val_loss", "worker_val_accuracy")
 
 
@@ -77,6 +79,12 @@ class Record:
         fits = len(rows) == size and all(row is not None and len(row) == size for row in rows)
         self._expect(fits, key, f"no table of {size} x {size} numbers")
         return np.array(rows)
+
+    def texts(self, key: str) -> list[str]:
+        """A list of texts."""
+        values = self._value(key)
+        fits = isinstance(values, list) and all(isinstance(value, str) for value in values)
+        return self._expect(fits, key, "no list of texts")
 
     def indices(self, key: str, below: int = BEYOND) -> np.ndarray:
         """A list of whole numbers from 0 on (int64), all under ``below``."""
@@ -146,12 +154,13 @@ def load_lines(run_dir: PathLike) -> list[dict[str, Any]]:
 
 
 def load_summary(run_dir: PathLike) -> dict[str, Any]:
-    """Of summary.json the figures that pictures show: ``test_accuracy``, ``worker_test_accuracy`` [N] and
-    ``finetune``, each None where the stage has none."""
+    """Of summary.json the figures that pictures show: ``test_accuracy``, ``test_loss``, ``worker_test_accuracy`` [N]
+    and ``finetune``, each None where the stage has none."""
     path = Path(run_dir, "summary.json")
     record = Record(path, read_json(path))
     return {
         "test_accuracy": record.number("test_accuracy") if record.has("test_accuracy") else None,
+        "test_loss": record.number("test_loss") if record.has("test_loss") else None,
         "worker_test_accuracy": record.numbers("worker_test_accuracy") if record.has("worker_test_accuracy") else None,
         "finetune": _finetune(record.part("finetune")) if record.has("finetune") else None,
     }
@@ -165,6 +174,26 @@ def _finetune(record: Record) -> dict[str, Any]:
         "epochs": record.count("epochs"),
         "head_only": bool(record.values.get("head_only")),
     }
+
+
+def load_right(run_dir: PathLike) -> tuple[int, int] | None:
+    """How many test samples the run's model is right on, and of how many; None where predictions.npz is not there."""
+    path = Path(run_dir, "predictions.npz")
+    if not path.is_file():
+        return None
+    targets_m, predicted_m = read_predictions(run_dir)
+    if targets_m.ndim != 1 or not len(targets_m) or predicted_m.ndim != 1:
+        raise damaged(path, "'targets' and 'predicted' must be lists, and not empty")
+    return int((targets_m == predicted_m).sum()), len(targets_m)
+
+
+def was_pruned(run_dir: PathLike) -> bool:
+    """Whether scores, and so the validation samples, decided what the run trains on."""
+    path = Path(run_dir, "config.json")
+    if not path.is_file():
+        return False
+    record = Record(path, read_json(path))
+    return record.has("pruning") and record.part("pruning").values.get("algorithm") not in UNSCORED
 
 
 def load_topology(run_dir: PathLike) -> dict[str, Any]:
@@ -253,6 +282,43 @@ def load_audit(folder: PathLike) -> dict[str, Any]:
         }
     target, fraction = record.text("target"), record.number("fraction")
     return {"target": target, "fraction": fraction, "actual": actual_M, "methods": methods}
+
+
+def load_comparison(path: PathLike) -> dict[str, Any]:
+    """comparison_<method>_<ratio>.json, of one run or over seeds.
+
+    ``runs`` and ``accuracy``: for ``stage1``, ``stage2`` and ``control`` (None: there is none) the stage directories
+    and their test accuracies, a list with an entry a seed. ``over_stage1``, ``over_random``: mean and ends of the
+    interval (NaN: not known), or None.
+    """
+    record, folder = Record(path, read_json(path)), Path(path).parent
+    several = record.has("seeds")
+    seeds = record.count("seeds", least=1) if several else 1
+    runs, accuracies = record.part("runs"), {}
+    dirs = {name: [folder / run for run in runs.texts(name)] if runs.has(name) else None for name in STAGES}
+    for name, there in dirs.items():
+        if there is not None and len(there) != seeds:
+            raise damaged(path, f"runs.{name} is not of length {seeds}")
+        key = f"{name}_test_accuracy" if several else name
+        part = record.part(key) if there is not None and record.has(key) else None
+        if part is None:
+            accuracies[name] = None
+        elif several:
+            accuracies[name] = part.numbers("values", seeds)
+        else:
+            accuracies[name] = np.array([part.number("test_accuracy", known=False)])
+    if accuracies["stage1"] is None or accuracies["stage2"] is None:
+        raise damaged(path, "it has no test accuracy of stage 1 or stage 2")
+    over = {key: record.numbers(key, 3) if record.has(key) else None for key in ("over_stage1", "over_random")}
+    return {
+        "algorithm": record.text("algorithm"),
+        "ratio": record.number("ratio"),
+        "seeds": seeds,
+        "runs": dirs,
+        "accuracy": accuracies,
+        "verdict": record.text("verdict") if record.has("verdict") else None,
+        **over,
+    }
 
 
 def load_sweep(folder: PathLike) -> dict[str, Any]:

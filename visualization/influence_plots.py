@@ -1,13 +1,13 @@
-"""Pictures of influence: the audit, the extreme samples, and what pruning did; all from records.
+"""Pictures of influence: the audit, the extreme samples, accuracy by share kept; all from records.
 
 ``draw_*`` make a matplotlib Figure; ``plot_*`` read records, draw and save. Positive scores helped.
-The scores by class and worker are in score_plots.py, the ripples on the graph in node_view.py.
-Legend: N workers, n samples, M groups of the audit, R ratios, T rounds.
+What a pruning was worth is in comparison_plots.py, the scores by class and worker in score_plots.py, the ripples
+on the graph in node_view.py.
+Legend: n samples, M groups of the audit, R ratios.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,128 +18,30 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from utils.records import PathLike
-from visualization.checked import damaged, load_audit, load_lines, load_summary, load_sweep
+from visualization.checked import load_audit, load_sweep
+from visualization.comparison_plots import comparisons_of, plot_all_comparisons, plot_comparison
 from visualization.node_view import plot_node_view
 from visualization.score_plots import plot_scores
 from visualization.style import (
     BLACK,
-    BLUE,
-    GREEN,
     GREY,
     LONGEST_LABEL,
-    ORANGE,
-    PINK,
+    METHODS,
+    OTHER,
     RED,
-    Lines,
     accuracy_scale,
-    line,
-    loss_scale,
     note,
-    note_if_empty,
     plain,
     power_ticks,
-    round_ticks,
     save,
-    series,
     styled,
 )
 
 __all__ = [  # all pictures of influence, wherever they are drawn
-    "plot_audit", "plot_comparison", "plot_contact_sheet", "plot_node_view", "plot_scores", "plot_sweep",
+    "comparisons_of", "plot_all_comparisons", "plot_audit", "plot_comparison", "plot_contact_sheet", "plot_node_view",
+    "plot_scores", "plot_sweep",
 ]  # fmt: skip
-
-# One colour and mark a method, the same in every picture.
-METHODS = {
-    "cascade": {"color": BLUE, "marker": "o"},
-    "dice": {"color": RED, "marker": "s"},
-    "delete": {"color": GREEN, "marker": "D"},
-    "if": {"color": PINK, "marker": "^"},
-    "random": {"color": GREY, "marker": "X", "linestyle": "--"},
-}
-OTHER = {"color": ORANGE, "marker": "v"}
-
-
-# ---- stage against stage ------------------------------------------------------------------------
-
-
-def plot_comparison(run_dir_stage1: PathLike, run_dir_stage2: PathLike, out: PathLike) -> Path:
-    """Draw the stage before and the stage after pruning on one sheet and write it to ``out``.
-
-    Raises UsageError where a directory is no finished stage.
-    """
-    stages = {}
-    for name, path in (
-        ("stage 1, all samples", run_dir_stage1),
-        (_stage2_name(run_dir_stage2), run_dir_stage2),
-    ):
-        lines, summary = load_lines(path), load_summary(path)
-        if summary["test_accuracy"] is None:
-            raise damaged(Path(path, "summary.json"), "it has no 'test_accuracy'")
-        stages[name] = lines, summary
-    return save(draw_comparison(stages), out)
-
-
-def _stage2_name(path: PathLike) -> str:
-    """What a directory stage2_<algorithm>_<ratio> says, else its name."""
-    named = re.fullmatch(r"stage2_(.+)_(\d*\.?\d+)", Path(path).name)
-    return f"stage 2, {named[1]}, {100 * float(named[2]):.4g}% kept" if named else Path(path).name
-
-
-@styled
-def draw_comparison(stages: dict[str, tuple[Lines, dict[str, Any]]]) -> Figure:
-    """Loss and accuracy over rounds and the final test accuracy, of two stages.
-
-    ``stages``: for each name its metrics lines and its summary. Bands reach from the worst worker to
-    the best. The axis is rounds, since epochs of a smaller training set are shorter.
-    """
-    figure = Figure(figsize=(10.5, 4.2))
-    loss, accuracy, final = figure.subplots(1, 3, width_ratios=(3, 3, 2.2))
-    tests = []
-    for x, (stage, (lines, summary)) in enumerate(stages.items()):
-        name, color = plain(stage, LONGEST_LABEL), (BLUE, RED)[x]
-        for axes, what in (loss, "loss"), (accuracy, "accuracy"):
-            worker_T, low_T, high_T = _range_of_workers(lines, f"worker_val_{what}")
-            label = f"{name}: range of the workers"
-            axes.fill_between(worker_T, low_T, high_T, color=color, alpha=0.18, linewidth=0, label=label)
-            mean = series(lines, "round", f"val_{what}")
-            line(axes, *mean, color=color, linewidth=1, label=f"{name}: mean of the workers")
-            consensus = series(lines, "round", f"consensus_val_{what}")
-            look = {"color": color, "linewidth": 2.6, "linestyle": ("-", (0, (4, 1.5)))[x]}
-            line(axes, *consensus, label=f"{name}: consensus model", **look)
-        worker_N = summary.get("worker_test_accuracy")
-        worker_N = np.empty(0) if worker_N is None else np.asarray(worker_N, dtype=float)
-        tests.append(float(summary["test_accuracy"]))
-        spread_N = x + np.linspace(-0.18, 0.18, len(worker_N)) if len(worker_N) > 1 else [x] * len(worker_N)
-        final.scatter(spread_N, worker_N, s=14, color=color, alpha=0.45, linewidths=0)
-        final.hlines(tests[x], x - 0.3, x + 0.3, color=color, linewidth=2.6)
-    loss.set(ylabel="validation loss (nats)", title="Loss over rounds")
-    accuracy.set(ylabel="validation accuracy", title="Accuracy over rounds")
-    for axes, scale in (loss, loss_scale), (accuracy, accuracy_scale):
-        axes.set_xlabel("round")
-        round_ticks(axes)
-        note_if_empty(axes)
-        scale(axes)
-    names = [f"stage {x + 1}\n{test:.2%}" for x, test in enumerate(tests)]
-    final.set(
-        xlim=(-0.6, 1.6), xticks=range(2), xticklabels=names, ylabel="test accuracy",
-        title=f"Test accuracy: {100 * (tests[1] - tests[0]):+.2f} points",
-    )  # fmt: skip
-    low, high = final.dataLim.intervaly
-    middle, half = (low + high) / 2, max(0.6 * (high - low), 0.01)  # small differences stay small
-    final.set_ylim(middle - half, middle + half)
-    final.grid(False, axis="x")
-    accuracy_scale(final)
-    final.xaxis.set_label_text("line: consensus model\ndots: workers")
-    figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return figure
-
-
-def _range_of_workers(lines: Lines, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Round, smallest and largest value over the workers, of the lines that have them."""
-    rows = [(row["round"], np.array(row[key], dtype=float)) for row in lines if row.get(key)]
-    rows = [(round, values) for round, values in rows if np.isfinite(values).any()]
-    table = [(round, np.nanmin(values), np.nanmax(values)) for round, values in rows]
-    return tuple(np.array(table, dtype=float).reshape(-1, 3).T)
+LONGEST_SOURCE = 20  # letters of a folder or file name in a cell of the contact sheet
 
 
 # ---- audit --------------------------------------------------------------------------------------
@@ -176,7 +78,7 @@ def draw_audit(audit: dict[str, Any]) -> Figure:
         text = f"LDS {lds:.2f}" if np.isfinite(lds) else "LDS undefined"
         text += f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) and np.isfinite(high) else ""
         axes.set_title(f"{plain(name)}: {text.replace('-', '−')}")
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         power_ticks(axes.xaxis, "predicted change", "" if name == "random" else "nats")
     for axes in panels[len(methods) :]:
         axes.axis("off")
@@ -203,64 +105,81 @@ def _padded(values: np.ndarray) -> tuple[float, float]:
 
 def plot_contact_sheet(
     images_nHWC: np.ndarray,
-    labels: np.ndarray,
-    scores: np.ndarray,
-    sample_ids: np.ndarray,
+    labels_n: np.ndarray,
+    scores_m: np.ndarray,
+    sample_ids_m: np.ndarray,
     class_names: Sequence[str],
     out: PathLike,
     flipped: Collection[int] | None = None,
+    method: str = "",
+    sources: Sequence[str] | None = None,
 ) -> Path:
     """Draw the most helpful and the most harmful images and write the sheet to ``out``."""
-    return save(draw_contact_sheet(images_nHWC, labels, scores, sample_ids, class_names, flipped), out)
+    args = images_nHWC, labels_n, scores_m, sample_ids_m, class_names, flipped, method, sources
+    return save(draw_contact_sheet(*args), out)
 
 
 @styled
 def draw_contact_sheet(
     images_nHWC: np.ndarray,
-    labels: np.ndarray,
-    scores: np.ndarray,
-    sample_ids: np.ndarray,
+    labels_n: np.ndarray,
+    scores_m: np.ndarray,
+    sample_ids_m: np.ndarray,
     class_names: Sequence[str],
     flipped: Collection[int] | None = None,
+    method: str = "",
+    sources: Sequence[str] | None = None,
     each: int = 16,
 ) -> Figure:
-    """The ``each`` highest-scored and lowest-scored images, with label, sample id and score.
+    """The ``each`` highest-scored and lowest-scored images, with label, score, sample id and source.
 
-    ``images_nHWC`` (uint8, C 1 or 3), ``labels``, ``scores`` and ``sample_ids`` go together row by
-    row; labels are those trained on. Images whose id is in ``flipped`` get a thick frame.
+    ``images_nHWC`` (uint8, C 1 or 3), ``labels_n`` (as trained on) and ``sources`` are by sample id; ``scores_m``
+    are those of ``sample_ids_m``. Images whose id is in ``flipped`` get a thick frame.
     """
-    order_n = np.argsort(-np.asarray(scores), kind="stable")
-    order_n = order_n[np.isfinite(np.asarray(scores)[order_n])]
-    each = min(each, len(order_n) // 2)
-    shown = order_n[:each], order_n[::-1][:each]
-    largest = np.abs(np.asarray(scores)[np.concatenate(shown)]).max(initial=0)
+    order_m = np.argsort(-np.asarray(scores_m), kind="stable")
+    order_m = order_m[np.isfinite(np.asarray(scores_m)[order_m])]
+    each = min(each, len(order_m) // 2)
+    shown = order_m[:each], order_m[::-1][:each]
+    largest = np.abs(np.asarray(scores_m)[np.concatenate(shown)]).max(initial=0)
     power = int(np.floor(np.log10(largest))) if largest > 0 else 0
     scale = rf" in $10^{{{power}}}$" if power else ""
 
     columns = int(np.clip(each, 4, 8))
-    cell, caption, heading, margin = 1.2, 0.38, 0.5, 0.1  # inches; known sizes, so no layout is searched
+    cell, heading, margin = (1.5 if sources else 1.2), 0.6, 0.1  # inches; known sizes, so no layout is searched
+    named = [_two_lines(sources[sample_ids_m[i]]) for i in np.concatenate(shown)] if sources else []
+    caption = 0.155 * (2 + max(map(len, named), default=0)) + 0.08
     block = heading + -(-each // columns) * (cell + caption)
     width, height = margin + columns * cell, 2 * block + margin
     figure = Figure(figsize=(width, height), layout="none")
+    by = f", {plain(method, LONGEST_LABEL)}" if method else ""
     for top, picked, title in zip((height, height - block), shown, ("Most helpful", "Most harmful"), strict=True):
-        framed = "\nframed: flipped label" if flipped else ""
-        text = f"{title}: label, sample id, score{scale}{framed}"
+        framed = "; framed: flipped label" if flipped else ""
+        where = ", source (whole paths: stage1/sources.txt)" if sources else ""
+        text = f"{title} samples{by}\nlabel, sample id, score{scale}{where}{framed}"
         figure.text(margin / width, (top - margin) / height, text, va="top", fontsize=11)
         for place, i in enumerate(picked):
             row, column = divmod(place, columns)
             x, y = margin + column * cell, top - heading - (row + 1) * (cell + caption) + margin
-            side = cell - margin
+            side, sample = cell - margin, int(sample_ids_m[i])
             axes = figure.add_axes((x / width, y / height, side / width, side / height))
             axes.axis("off")
-            image = images_nHWC[i, ..., 0] if images_nHWC.shape[-1] == 1 else images_nHWC[i]
+            image = images_nHWC[sample, ..., 0] if images_nHWC.shape[-1] == 1 else images_nHWC[sample]
             axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            if flipped is not None and sample_ids[i] in flipped:
+            if flipped is not None and sample in flipped:
                 look = {"fill": False, "color": RED, "linewidth": 5, "clip_on": False}
                 axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, **look))
-            name = plain(class_names[labels[i]])
-            score = f"{scores[i] / 10.0**power:+.2f}".replace("-", "−")
-            axes.set_title(f"{name}\n#{sample_ids[i]}  {score}", fontsize=9, loc="center", pad=4)
+            score = f"{scores_m[i] / 10.0**power:+.2f}".replace("-", "−")
+            lines = [plain(class_names[labels_n[sample]]), f"#{sample}  {score}"]
+            lines += _two_lines(sources[sample]) if sources else []
+            axes.set_title("\n".join(lines), fontsize=9, loc="center", pad=5)
     return figure
+
+
+def _two_lines(source: str) -> list[str]:
+    """A path as its folder, of which the end tells most, and its file name, cut to what a cell has room for."""
+    folder, slash, name = source.rpartition("/")
+    folder = f"…{folder[1 - LONGEST_SOURCE :]}" if len(folder) > LONGEST_SOURCE else folder
+    return [*([plain(folder + slash, LONGEST_SOURCE + 1)] if slash else []), plain(name, LONGEST_SOURCE)]
 
 
 # ---- sweep --------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from utils.errors import UsageError, refusal
 from utils.records import PathLike, Run, read_confusion
@@ -42,6 +42,7 @@ from visualization.style import (
     graph_edges,
     legend_below,
     line,
+    log_ticks,
     loss_scale,
     node_diameter,
     note,
@@ -134,10 +135,8 @@ def draw_consensus_distance(lines: Lines, x: str = "round") -> Figure:
     positive_T = distance_T > 0
     if positive_T.any():
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        within_a_decade = distance_T.max() < 10 * distance_T[positive_T].min()
-        axes.yaxis.set_minor_formatter("{x:g}" if within_a_decade else NullFormatter())
         line(axes, x_T[positive_T], distance_T[positive_T], color=BLUE, linewidth=2)
+        log_ticks(axes.yaxis)
     elif len(x_T):
         line(axes, x_T, distance_T, color=BLUE, linewidth=2)
         axes.set_ylim(-0.05, 1)
@@ -211,15 +210,42 @@ def _topology_title(topology: dict[str, Any], left_out: str) -> str:
     return f"{title}\n{left_out}" if left_out else title
 
 
+# ---- the folder of a run ------------------------------------------------------------------------
+
+
+def plot_folder(folder: PathLike) -> list[Path]:
+    """The pictures of what lies beside the stages of a run, or above its seeds: prunings, scores, audit, sweep.
+    (``extremes_*.png`` show the samples themselves, which no record holds.)"""
+    from visualization import influence_plots as influence
+
+    folder, pictures = Path(folder), []
+    stage1, prunings = folder / "stage1", influence.comparisons_of(folder)
+    pictures += [influence.plot_comparison(path) for path in prunings]
+    pictures += [influence.plot_all_comparisons(folder)] if prunings else []
+    if (folder / "sweep.json").is_file():
+        pictures.append(influence.plot_sweep(folder, folder / "sweep.png"))
+    if not (stage1 / "metrics.jsonl").is_file():  # above several seeds: their audits are figures, no picture
+        return pictures
+    if (folder / "audit.json").is_file():
+        pictures.append(influence.plot_audit(folder, folder / "audit.png"))
+    for path in sorted(folder.glob("influence/*.zarr")):
+        pictures.append(influence.plot_scores(stage1, path, folder / f"scores_{path.stem}.png"))
+    for path in sorted(folder.glob("node_view_*.json")):
+        pictures.append(influence.plot_node_view(stage1, path, path.with_suffix(".png")))
+    return pictures
+
+
 # ---- command line -------------------------------------------------------------------------------
 
 EXAMPLES = """
 examples:
   python -m visualization.plot_utils results/NAME             all stages of a run (of all its seeds), each to its
-                                                              plots folder; of several seeds a sheet as well
+                                                              plots folder; what pruning, audit and sweep left
+                                                              records of, and of several seeds a sheet as well
   python -m visualization.plot_utils results/NAME/stage1      one stage
   python -m visualization.plot_utils results/A results/B      stage 1 of several runs on one sheet, in the folder
-                                                              that they share: results/compare_A_vs_B.png
+                                                              that they share: results/compare_A_vs_B.png (a
+                                                              folder of seeds: mean and deviation; --loss: loss)
   python -m visualization.plot_utils results/A/stage*         the stages of a run on one sheet
   python -m visualization.plot_utils --seeds results/A results/B --out AB.png
                                                               runs that differ in the seed: mean and deviation
@@ -248,11 +274,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the sheet of several runs or seeds; replaced if it is there (default: compare_<names>.png or "
         "seeds.png in the folder that the runs share)",
     )
+    parser.add_argument("--loss", action="store_true", help="loss in the place of accuracy, on a sheet of several runs")
     args = parser.parse_args(argv)
     try:
         if args.out and (args.out.suffix.lower() != ".png" or args.out.is_dir()):
             raise UsageError(f"--out {args.out} is no PNG file: give a name such as sheet.png")
-        paths = draw(args.runs, args.seeds, args.out)
+        paths = draw(args.runs, args.seeds, args.out, "loss" if args.loss else "accuracy")
     except (UsageError, OSError) as error:  # OSError: a path that cannot be used
         return refusal(error)
     for path in paths:
@@ -260,14 +287,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def draw(folders: Sequence[PathLike], seeds: bool, out: Path | None) -> list[Path]:
+def draw(folders: Sequence[PathLike], seeds: bool, out: Path | None, what: str = "accuracy") -> list[Path]:
     """The pictures of what a user names on the command line; returns the files."""
+    if what == "loss" and (seeds or len(folders) == 1):
+        raise UsageError("--loss is for a sheet of several runs; all other pictures show the loss anyway")
     if seeds:
         stages = stages_of_seeds(folders)
         return [plot_seeds(stages, out or seeds_path(stages))]
     if len(folders) > 1:
         stages = [first_stage(folder) for folder in folders]
-        return [plot_compare(stages, out or compare_path(stages))]
+        return [plot_compare(stages, out or compare_path(stages, what), what)]
     (folder,) = folders
     stages, of_seeds = stages_of(folder), seeds_of(folder)
     if not stages and not of_seeds:
@@ -276,6 +305,7 @@ def draw(folders: Sequence[PathLike], seeds: bool, out: Path | None) -> list[Pat
         raise UsageError("--out is for a sheet of several runs; the plots of one run go to its plots folder")
     stages += [stage for seed in of_seeds for stage in stages_of(seed)]
     pictures = [picture for stage in stages for picture in plot_run(stage)]
+    pictures += [picture for run in (*of_seeds, folder) for picture in plot_folder(run)]
     if of_seeds:
         pictures.append(plot_seeds(stages_of_seeds(folders), out or Path(folder, "seeds.png")))
     return pictures

@@ -30,17 +30,24 @@ def seeds_of(folder: PathLike) -> list[Path]:
 
 
 def first_stage(folder: PathLike) -> Path:
-    """The one stage that a run stands for on a sheet of several: the directory itself, or its stage1."""
+    """The one stage that a run stands for on a sheet of several: the directory itself, or its stage1; a folder of
+    seeds stands for itself."""
     if stages := stages_of(folder):
         return stages[0]
-    if seeds := seeds_of(folder):
-        raise UsageError(f"{folder} holds {len(seeds)} seeds; name one of them, such as {seeds[0]}")
+    if seeds_of(folder):
+        return Path(folder)
     raise no_run(folder)
+
+
+def seeds_or_stage(folder: PathLike) -> list[Path]:
+    """The stage that :func:`first_stage` finds, or that of each seed."""
+    stage = first_stage(folder)
+    return [stage] if _is_stage(stage) else [first_stage(seed) for seed in seeds_of(stage)]
 
 
 def stages_of_seeds(folders: Sequence[PathLike]) -> list[Path]:
     """The stage of each seed, where a folder may be one seed or hold several."""
-    return [first_stage(seed) for folder in folders for seed in seeds_of(folder) or [Path(folder)]]
+    return [stage for folder in folders for stage in seeds_or_stage(folder)]
 
 
 def no_run(folder: PathLike) -> UsageError:

@@ -127,17 +127,20 @@ class _ScoreAxis:
         axes.axvline(0, color=BLACK, linewidth=0.9)
         if self.width is None:
             axes.set_xlim(self.low, self.high)
-            axes.xaxis.set_major_locator(MaxNLocator(4 * per_side))
+            axes.xaxis.set_major_locator(MaxNLocator(4 * per_side, steps=[1, 2, 2.5, 5, 10]))
             power_ticks(axes.xaxis, "score")
             return
         axes.set_xscale("asinh", linear_width=self.width)
-        axes.set(xlim=(self.low, self.high), xlabel="score, logarithmic away from zero")
-        ends, ticks = np.abs(self._bend(np.array([self.low, self.high]))), {0.0: "0"}
+        ends, ticks = np.abs(self._bend(np.array([self.low, self.high]))), {0.0}
         for sign, end in zip((-1, 1), ends, strict=True):
             count = max(round(per_side * end / ends.max()), int(end > 0.2 * ends.max()))
-            ticks |= dict(_one_digit(sign * self._unbend(end * k / count)) for k in range(1, count + 1))
-        axes.set_xticks(list(ticks), ticks.values())
+            ticks |= {_one_digit(sign * self._unbend(end * k / count)) for k in range(1, count + 1)}
+        power = math.floor(math.log10(self.width))
+        power = 0 if -2 <= power <= 3 else power
+        axes.set_xticks(sorted(ticks), [f"{tick / 10.0**power:,.6g}".replace("-", "−") for tick in sorted(ticks)])
         axes.set_xticks([], minor=True)
+        unit = rf" in $10^{{{power}}}$" if power else ""
+        axes.set(xlim=(self.low, self.high), xlabel=f"score{unit}, logarithmic away from zero")
 
     def _bend(self, score):
         return score if self.width is None else np.arcsinh(score / self.width)
@@ -155,12 +158,10 @@ def _score_axis(scores_n: np.ndarray) -> _ScoreAxis:
     return _ScoreAxis(float(low), float(high), width if size_n.max() > HEAVY_TAIL * width else None)
 
 
-def _one_digit(value: float) -> tuple[float, str]:
-    """``value`` cut to its first digit, and how to write it."""
+def _one_digit(value: float) -> float:
+    """``value`` cut to its first digit."""
     power = int(np.floor(np.log10(abs(value))))
-    digit = int(abs(value) / 10.0**power)
-    text = rf"{digit}\!\times\!10^{{{power}}}" if digit > 1 else f"10^{{{power}}}"
-    return math.copysign(digit * 10.0**power, value), f"${'-' if value < 0 else ''}{text}$"
+    return math.copysign(int(abs(value) / 10.0**power) * 10.0**power, value)
 
 
 def _everything(axes: Axes, scores_n, bad_n, kind: str, axis: _ScoreAxis) -> None:
@@ -179,7 +180,7 @@ def _everything(axes: Axes, scores_n, bad_n, kind: str, axis: _ScoreAxis) -> Non
     axes.set_ylim(0, 1.05 * highest)
     if bad_n.any():
         axes.set_ylim(0, 1.3 * highest)  # room for the legend
-        axes.legend(loc="upper left", ncols=2)
+        axes.legend(loc="upper left", ncols=2, frameon=True, framealpha=1, edgecolor="none")  # the zero line is near
     axes.set_ylabel("share of samples")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axis.apply(axes, per_side=3)

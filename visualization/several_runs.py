@@ -6,20 +6,25 @@ Legend: T logged rounds, S seeds.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from utils.errors import UsageError
 from utils.records import PathLike
-from visualization.checked import load_lines
+from visualization.checked import load_lines, was_pruned
+from visualization.finals import Final, draw_finals, load_final
+from visualization.run_folders import seeds_or_stage
 from visualization.style import (
     BLUE,
+    CATEGORIES,
     LONGEST_LABEL,
     SKY,
     Lines,
@@ -28,6 +33,7 @@ from visualization.style import (
     legend_below,
     line,
     loss_scale,
+    mean_curve,
     note,
     plain,
     round_ticks,
@@ -39,83 +45,121 @@ from visualization.style import (
 LONGEST_FILE_NAME = 80  # letters of the runs' names in that of their sheet
 
 
-def plot_compare(run_dirs: Sequence[PathLike], out: PathLike) -> Path:
-    """Draw several runs on one sheet and write it to ``out`` (a PNG file)."""
-    metrics = [load_lines(path) for path in run_dirs]
-    return save(draw_compare(dict(zip(run_names(run_dirs), metrics, strict=True))), out)
+def plot_compare(runs: Sequence[PathLike], out: PathLike, what: str = "accuracy") -> Path:
+    """Draw several runs on one sheet and write it to ``out`` (a PNG file).
+
+    ``runs``: stage directories, or folders of seeds, which are shown as mean and standard deviation. ``what``:
+    'accuracy' or 'loss'.
+    """
+    names, stages = run_names(runs), [seeds_or_stage(path) for path in runs]
+    lines = [[load_lines(stage) for stage in each] for each in stages]
+    finals = [load_final(each, what) for each in stages]
+    chosen = any(was_pruned(stage) for each in stages for stage in each)
+    figure = draw_compare(dict(zip(names, lines, strict=True)), dict(zip(names, finals, strict=True)), what, chosen)
+    return save(figure, out)
 
 
 @styled
-def draw_compare(runs: dict[str, Lines]) -> Figure:
-    """Accuracy of several runs over rounds and, where logged, over simulated time and bytes sent.
+def draw_compare(
+    runs: dict[str, Sequence[Lines]], finals: dict[str, Final], what: str = "accuracy", chosen: bool = False
+) -> Figure:
+    """The test figure of several runs at their end, and validation curves over epochs and, where logged, over
+    simulated time and bytes sent.
 
-    ``virtual_seconds`` and ``bytes`` of a line count from the start of the run. The accuracy is that
-    of the consensus model, or the workers' mean where one of the runs has no consensus model.
+    ``runs``: for each the metrics lines of its seeds, one or more. ``virtual_seconds`` and ``bytes`` of a line count
+    from the start of the run. Curves are those of the consensus model, or of the workers' mean where one of the
+    runs has no consensus model. ``chosen``: validation samples decided what some of the runs train on.
     """
-    key, what = "consensus_val_accuracy", "validation accuracy, consensus model"
-    if not all(len(series(lines, "round", key)[0]) for lines in runs.values()):
-        key, what = "val_accuracy", "validation accuracy, mean of workers"
-    panels = [("round", "round", "Accuracy over rounds")]
-    panels += [("virtual_seconds", "simulated time (s)", "Accuracy over simulated time")]
-    panels += [("bytes", "bytes sent", "Accuracy over bytes sent")]
-    logged = {x for x, *_ in panels if any(len(series(lines, x, key)[0]) for lines in runs.values())}
-    panels = [panel for panel in panels if panel[0] in logged | {"round"}]
-    figure = Figure(figsize=(2.2 + 3.6 * len(panels), 4.0))
-    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    key, of = f"consensus_val_{what}", "consensus model"
+    if not all(len(series(lines, "round", key)[0]) for each in runs.values() for lines in each):
+        key, of = f"val_{what}", "mean of workers"
+    panels = [("epoch", "epoch", "Over epochs")]
+    panels += [("virtual_seconds", "simulated time (s)", "Over simulated time")]
+    panels += [("bytes", "bytes sent", "Over bytes sent")]
+    logged = {x for x, *_ in panels if any(len(series(lines, x, key)[0]) for each in runs.values() for lines in each)}
+    panels = [panel for panel in panels if panel[0] in logged | {"epoch"}]
+    figure = Figure(figsize=(4.0 + 3.3 * len(panels), max(4.0, 1.6 + 0.26 * len(runs))))
+    final, *all_axes = figure.subplots(1, 1 + len(panels), width_ratios=(3, *[4] * len(panels)))
+    looks = [category(k) for k in range(len(runs))]
+    draw_finals(final, [finals[name] for name in runs], list(runs), looks, what)
+    final.set_title(f"Test {what}")
     for axes, (x, label, title) in zip(all_axes, panels, strict=True):
+        if axes is not all_axes[0]:
+            axes.sharey(all_axes[0])
+            axes.tick_params(axis="y", labelleft=False)
         missing = 0
-        for k, (name, lines) in enumerate(runs.items()):
-            x_T, y_T = series(lines, x, key)
+        for look, (name, each) in zip(looks, runs.items(), strict=True):
+            x_T, y_T, deviation_T = mean_curve(each, x, key)
             missing += not len(x_T)
-            line(axes, x_T, y_T, label=plain(name, LONGEST_LABEL), linewidth=2, **category(k))
+            line(axes, x_T, y_T, label=plain(name, LONGEST_LABEL), linewidth=2, **look)
+            if deviation_T is not None:
+                band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+                axes.fill_between(x_T, y_T - deviation_T, y_T + deviation_T, **band)
         axes.set(xlabel=label, title=title)
         if missing:
             text = f"not logged: {missing} of {len(runs)} runs"
             axes.text(0.98, 0.03, text, transform=axes.transAxes, ha="right", color="#666666", size=9)
-        round_ticks(axes, most=5, whole=x != "virtual_seconds")
-    if panels[-1][0] == "bytes":
-        all_axes[-1].xaxis.set_major_formatter(EngFormatter(unit="B"))
-    all_axes[0].set_ylabel(what)
-    accuracy_scale(all_axes[0])
-    legend_below(figure, all_axes[0])
+        bytes_scale(axes) if x == "bytes" else round_ticks(axes, most=5, whole=x != "virtual_seconds")
+    unit, choice = " (nats)" * (what == "loss"), "\n(its samples chose what is kept)" * chosen
+    all_axes[0].set_ylabel(f"validation {what}{unit}, {of}{choice}")
+    (loss_scale if what == "loss" else accuracy_scale)(all_axes[0])
+    if any(len(each) > 1 for each in runs.values()):
+        all_axes[0].set_title("Over epochs, ± deviation over seeds")
+    if len(runs) > len(CATEGORIES):  # else the colours of the rows say it
+        legend_below(figure, all_axes[0])
     return figure
+
+
+def bytes_scale(axes: Axes) -> None:
+    """Logarithmic from the smallest message on, with zero at the left: runs that send little stay readable."""
+    x = np.concatenate([curve.get_xdata() for curve in axes.lines] or [np.empty(0)])
+    sent = x[x > 0]
+    axes.xaxis.set_major_formatter(EngFormatter(unit="B", sep=" "))
+    if not len(sent):
+        axes.set_xticks([0])
+        return
+    low, high = math.floor(math.log10(sent.min())), math.ceil(math.log10(sent.max()))
+    axes.set_xscale("symlog", linthresh=10.0**low, linscale=0.4)
+    axes.xaxis.set_major_formatter(EngFormatter(unit="B", sep=" "))
+    axes.set_xticks([0, *10.0 ** np.arange(low, high + 1, max(1, -(-(high - low) // 4)))])
+    axes.set_xlim(-0.1 * 10.0**low, 1.3 * sent.max())
+    axes.minorticks_off()
 
 
 def plot_seeds(run_dirs: Sequence[PathLike], out: PathLike) -> Path:
     """Draw the runs of several seeds as mean and standard deviation and write the picture to ``out``."""
     _resolve(run_dirs)
-    return save(draw_seeds([load_lines(path) for path in run_dirs]), out)
+    return save(draw_seeds([load_lines(path) for path in run_dirs], load_final(run_dirs)), out)
 
 
 @styled
-def draw_seeds(runs: Sequence[Lines]) -> Figure:
+def draw_seeds(runs: Sequence[Lines], final: Final | None = None) -> Figure:
     """Mean over seeds (thick), its sample standard deviation (band) and each seed (thin).
 
-    Loss and accuracy of the consensus model (the workers' mean where there is none) over the rounds
-    that all seeds logged.
+    Validation loss and accuracy of the consensus model (the workers' mean where there is none) over the epochs
+    that all seeds logged; ``final``: the test accuracies at the end.
     """
     figure = Figure(figsize=(9, 3.8))
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         consensus = all(len(series(lines, "round", f"consensus_val_{what}")[0]) for lines in runs)
         key = f"consensus_val_{what}" if consensus else f"val_{what}"
         of = "consensus model" if consensus else "mean of workers"
-        by_round = [dict(zip(*series(lines, "round", key), strict=True)) for lines in runs]
-        x_T = np.array(sorted(set.intersection(*map(set, by_round))))
-        y_ST = np.array([[seed[x] for x in x_T] for seed in by_round])
-        for k, y_T in enumerate(y_ST):
-            line(axes, x_T, y_T, color=SKY, linewidth=0.9, label=None if k else "each seed")
-        mean_T = y_ST.mean(0)
-        if len(runs) > 1:
-            deviation_T = y_ST.std(0, ddof=1)
+        for k, lines in enumerate(runs):
+            line(axes, *series(lines, "epoch", key), color=SKY, linewidth=0.9, label=None if k else "each seed")
+        x_T, mean_T, deviation_T = mean_curve(runs, "epoch", key)
+        if deviation_T is not None:
             band = {"color": BLUE, "alpha": 0.2, "linewidth": 0, "label": "± standard deviation"}
             axes.fill_between(x_T, mean_T - deviation_T, mean_T + deviation_T, **band)
         line(axes, x_T, mean_T, color=BLUE, linewidth=2.4, label="mean of the seeds")
-        axes.set(xlabel="round", ylabel=f"validation {what}, {of}")
+        axes.set(xlabel="epoch", ylabel=f"validation {what}, {of}")
         axes.set_title(f"Validation {what} of {len(runs)} seed{'s' * (len(runs) > 1)}")
         round_ticks(axes)
         loss_scale(axes) if what == "loss" else accuracy_scale(axes)
         if not len(x_T):
             note(axes, "no round that all seeds logged")
+    if final is not None and np.isfinite(final.mean):
+        spread = f" ± {np.std(final.values_S, ddof=1):.2%}" if len(runs) > 1 else ""
+        figure.suptitle(f"Test accuracy at the end: {final.mean:.2%}{spread}", x=0.01, ha="left", fontsize=11)
     legend_below(figure, figure.axes[0])
     return figure
 
@@ -139,7 +183,7 @@ def _resolve(run_dirs: Sequence[PathLike]) -> list[Path]:
     return paths
 
 
-def compare_path(run_dirs: Sequence[PathLike]) -> Path:
+def compare_path(run_dirs: Sequence[PathLike], what: str = "accuracy") -> Path:
     """Where the sheet of these runs goes unless the user says: in the folder they share, under a name made
     of theirs, so that another comparison gets another file."""
     folder = shared_folder(run_dirs)
@@ -149,7 +193,7 @@ def compare_path(run_dirs: Sequence[PathLike]) -> Path:
     name = re.sub(r"[^\w.=+-]", "_", text, flags=re.ASCII)[:LONGEST_FILE_NAME]
     if name != text or any("vs" in name for name in names):  # other runs could end up with the same
         name += "_" + hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()[:8]
-    return folder / f"compare_{name}.png"
+    return folder / f"compare_{name}{'_loss' * (what == 'loss')}.png"
 
 
 def seeds_path(run_dirs: Sequence[PathLike]) -> Path:

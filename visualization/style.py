@@ -22,7 +22,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import FancyArrowPatch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from utils.records import PathLike, write_atomically
 
@@ -34,6 +34,16 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PINK, BLACK, GREY = "#56B4E9", "#CC79A7", "#000000", "#8C8C8C"
 CATEGORIES = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK)
 DASHES = ("-", "--", ":", "-.")
+
+# One colour and mark a method of pruning, the same in every picture.
+METHODS = {
+    "cascade": {"color": BLUE, "marker": "o"},
+    "dice": {"color": RED, "marker": "s"},
+    "delete": {"color": GREEN, "marker": "D"},
+    "if": {"color": PINK, "marker": "^"},
+    "random": {"color": GREY, "marker": "X", "linestyle": "--"},
+}
+OTHER = {"color": ORANGE, "marker": "v"}
 
 # Above these numbers a picture leaves out what could no longer be read (or drawn in seconds), and says so.
 MOST_LABELLED_NODES = 64
@@ -141,6 +151,19 @@ def note_if_empty(axes: Axes) -> None:
 # ---- parts of pictures --------------------------------------------------------------------------
 
 
+def mean_curve(runs: Sequence[Lines], x: str, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """``x`` and ``key`` over the rounds that all these runs (seeds of one configuration) logged, as means over the
+    runs, and the sample standard deviation of ``key``: float [T] each; None for a single run."""
+    by_round = [
+        {row["round"]: (row[x], row[key]) for row in lines if row.get(x) is not None and row.get(key) is not None}
+        for lines in runs
+    ]
+    rounds = sorted(set.intersection(*map(set, by_round)))
+    xy_ST2 = np.array([[of_run[r] for r in rounds] for of_run in by_round], dtype=float).reshape(len(runs), -1, 2)
+    deviation_T = xy_ST2[..., 1].std(0, ddof=1) if len(runs) > 1 else None
+    return *xy_ST2.mean(0).T, deviation_T
+
+
 def series(lines: Lines, x: str, key: str) -> tuple[np.ndarray, np.ndarray]:
     """The values of ``key`` and their ``x`` over the lines that have both (float [T], float [T])."""
     pairs = [(row[x], row[key]) for row in lines if row.get(x) is not None and row.get(key) is not None]
@@ -176,8 +199,18 @@ def loss_scale(axes: Axes) -> None:
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > 20 * values.min():
         axes.set_yscale("log")
+        log_ticks(axes.yaxis)
     else:
         axes.set_ylim(0, max(axes.get_ylim()[1], 1.05 * values.max(initial=0)))
+
+
+def log_ticks(axis: Axis) -> None:
+    """Numbers in full at a logarithmic axis; between powers of ten only where the axis holds few of those."""
+    low, high = axis.get_view_interval()
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
+    if 10 * low <= high < 300 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
 
 
 def round_ticks(axes: Axes, most: int = 6, whole: bool = True) -> None:
