@@ -59,9 +59,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(interrupted(config, folder), file=sys.stderr)
         return STOPPED
-    spread = f" +- {summary['test_accuracy_std']:.4f} over {config.seeds} seeds" if config.seeds > 1 else ""
+    from utils.records import figure_of, metric_of, shown
+
+    metric = metric_of(summary)
+    std = summary.get(f"test_{metric['name']}_std")
+    spread = "" if std is None else f" +- {std:.4f} over {config.seeds} seeds"
     print(
-        f"test accuracy of the consensus model {summary['test_accuracy']:.4f}{spread}; "
+        f"test {metric['name']} of the consensus model {shown(figure_of(summary), metric)}{spread}; "
         f"{summary['epochs']:.0f} epochs in {summary['seconds']:.0f} s; {folder}"
     )
     return 0

@@ -61,10 +61,12 @@ def run(config: PruningConfig) -> dict[str, Any]:
     from training.audit import audit, report
     from training.comparison import prune
     from training.pruning import check_stage2, node_view, open_stage1, run_stage1, stage2_dir, sweep
+    from utils.records import figure_of, metric_of, shown
 
     if config.stage == 1:
         summary = run_stage1(config)
-        print(f"stage 1: test accuracy of the consensus model {summary['test_accuracy']:.4f}")
+        metric = metric_of(summary)
+        print(f"stage 1: test {metric['name']} of the consensus model {shown(figure_of(summary), metric)}")
         return {}
     check_stage2(config)
     stage1, results = open_stage1(config), {}
@@ -74,17 +76,18 @@ def run(config: PruningConfig) -> dict[str, Any]:
     if config.sweep:
         results["sweep"] = sweep(stage1)
         for name, entry in results["sweep"]["methods"].items():
-            pairs = zip(config.sweep, entry["test_accuracy"], strict=True)
-            print(f"{name:8s} " + "  ".join(f"{share:g}: {accuracy:.4f}" for share, accuracy in pairs))
+            pairs = zip(config.sweep, entry[f"test_{metric_of(stage1.summary)['name']}"], strict=True)
+            print(f"{name:8s} " + "  ".join(f"{share:g}: {figure:.4f}" for share, figure in pairs))
     method, run_dir = config.prunes_by, None
     if method:
         run_dir = stage2_dir(stage1.folder, method, config.train_ratio)
         record = results["comparison"] = prune(stage1, method, config.train_ratio, reuse=bool(results))
         if method != "noprune":
             node_view(stage1, method)
-        before, after = (record[stage]["test_accuracy"] for stage in ("stage1", "stage2"))
+        metric = metric_of(stage1.summary)
+        before, after = (shown(figure_of(record[stage]), metric) for stage in ("stage1", "stage2"))
         what = f"({method}, {record['ratio']:.4g} kept)"
-        print(f"test accuracy {before:.4f} in stage 1, {after:.4f} in stage 2 {what}; {stage1.folder}")
+        print(f"test {metric['name']} {before} in stage 1, {after} in stage 2 {what}; {stage1.folder}")
         if record["verdict"]:
             print(record["verdict"])
     if config.plots:

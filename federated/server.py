@@ -20,6 +20,7 @@ from training.run import own_folder, prepare, run_folder
 from training.trainer import Trainer
 from utils.args import Config
 from utils.errors import UsageError
+from utils.records import figure_of, metric_of, shown
 
 app = ServerApp()
 
@@ -59,7 +60,9 @@ def train(grid: Grid, context: Context, config: Config) -> None:
         from visualization.plot_utils import plot_run
 
         plot_run(run_dir)
-    print(f"test accuracy {summary['test_accuracy']:.4f} after {summary['rounds']} rounds; {run_dir.resolve()}")
+    metric = metric_of(summary)
+    said = f"test {metric['name']} {shown(figure_of(summary), metric)} after {summary['rounds']} rounds"
+    print(f"{said}; {run_dir.resolve()}")
 
 
 def allow_list(folder: str, workers: int) -> list[PublicKey] | None:

@@ -13,7 +13,7 @@ from typing import Any
 from training.comparison import verdict, write_comparison
 from training.pruning import stage2_dir
 from utils.influence.statistics import mean_interval
-from utils.records import write_json
+from utils.records import metric_of, write_json
 
 
 def spread(values_S: Sequence[float | None]) -> dict[str, Any]:
@@ -30,8 +30,10 @@ def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
     """The comparison over seeds; returns it as lines."""
     method, ratio, S = records[0]["algorithm"], records[0]["ratio"], len(records)
     stages = ("stage1", "stage2", "control")
-    accuracies = {name: [r[name] and r[name]["test_accuracy"] for r in records] for name in stages}
-    there = {name: values for name, values in accuracies.items() if None not in values}
+    metric = metric_of(records[0]["stage1"])
+    key = f"test_{metric['name']}"
+    figures = {name: [r[name] and r[name][key] for r in records] for name in stages}
+    there = {name: values for name, values in figures.items() if None not in values}
     over = {
         name: mean_interval([a - b for a, b in zip(there["stage2"], there[name], strict=True)])
         for name in ("stage1", "control")
@@ -42,18 +44,19 @@ def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
         "algorithm": method,
         "ratio": ratio,
         "runs": {name: _runs(records, name) for name in stages},
-        **{f"{name}_test_accuracy": spread(there[name]) if name in there else None for name in accuracies},
-        "difference": spread([r["difference"]["test_accuracy"] for r in records]),
+        "metric": metric,
+        **{f"{name}_{key}": spread(there[name]) if name in there else None for name in figures},
+        "difference": spread([r["difference"][key] for r in records]),
         "over_stage1": over["stage1"],
         "over_random": over.get("control"),
-        "verdict": verdict(method, over["stage1"], over.get("control"), f"over {S} seeds"),
+        "verdict": verdict(method, metric, over["stage1"], over.get("control"), f"over {S} seeds"),
     }
     write_comparison(folder, stage2_dir(folder, method, ratio), record)
     means = ", ".join(
-        f"{record[f'{name}_test_accuracy']['mean']:.4f} +- {record[f'{name}_test_accuracy']['std']:.4f} {where}"
+        f"{record[f'{name}_{key}']['mean']:.4f} +- {record[f'{name}_{key}']['std']:.4f} {where}"
         for name, where in (("stage1", "in stage 1"), ("stage2", f"in stage 2 ({method}, {ratio:.4g} kept)"))
     )
-    return f"test accuracy over {S} seeds: {means}; {folder}\n{record['verdict']}"
+    return f"test {metric['name']} over {S} seeds: {means}; {folder}\n{record['verdict']}"
 
 
 def _runs(records: list[dict[str, Any]], name: str) -> list[str] | None:
@@ -64,24 +67,26 @@ def _runs(records: list[dict[str, Any]], name: str) -> list[str] | None:
 
 def summarize_sweeps(folder: Path, records: list[dict[str, Any]]) -> str:
     """sweep.json over seeds (means and deviations in the place of one seed's accuracies); returns it as lines."""
-    methods, lines = {}, []
+    methods, lines, metric = {}, [], metric_of(records[0])
+    key = f"test_{metric['name']}"
     for name in records[0]["methods"]:
-        by_ratio = [spread(v) for v in zip(*(r["methods"][name]["test_accuracy"] for r in records), strict=True)]
+        by_ratio = [spread(v) for v in zip(*(r["methods"][name][key] for r in records), strict=True)]
         methods[name] = {
-            "test_accuracy": [s["mean"] for s in by_ratio],
-            "test_accuracy_std": [s["std"] for s in by_ratio],
+            key: [s["mean"] for s in by_ratio],
+            f"{key}_std": [s["std"] for s in by_ratio],
         }
         pairs = zip(records[0]["ratios"], by_ratio, strict=True)
         lines.append(f"{name:8s} " + "  ".join(f"{r:g}: {s['mean']:.4f} +- {s['std']:.4f}" for r, s in pairs))
-    stage1 = spread([r["stage1"]["test_accuracy"] for r in records])
+    stage1 = spread([r["stage1"][key] for r in records])
     record = {
         "seeds": len(records),
         "ratios": records[0]["ratios"],
         "methods": methods,
-        "stage1": {"test_accuracy": stage1["mean"], "test_accuracy_std": stage1["std"]},
+        "stage1": {key: stage1["mean"], f"{key}_std": stage1["std"]},
+        "metric": metric,
     }
     write_json(folder / "sweep.json", record)
-    return "\n".join([f"accuracy by share kept, {len(records)} seeds:", *lines])
+    return "\n".join([f"test {metric['name']} by share kept, {len(records)} seeds:", *lines])
 
 
 def summarize_audits(folder: Path, records: list[dict[str, Any]]) -> str:

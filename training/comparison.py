@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from data.task import Task
 from training.pruning import Stage1, run_stage2
 from utils.errors import UsageError
 from utils.influence.statistics import paired_interval
@@ -20,7 +21,7 @@ from utils.progress import within
 from utils.records import read_predictions, write_json
 
 Interval = tuple[float, float, float]  # mean, and the ends of its 95 % interval (NaN where it is not known)
-KEYS = ("test_accuracy", "test_loss", "consensus_distance", "seconds")
+RESAMPLES = 200  # of the test samples, for metrics that are no means over samples
 
 
 def prune(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -> dict[str, Any]:
@@ -37,6 +38,8 @@ def prune(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -> dic
             raise UsageError(f"{error} (That run is the random control: --no-control does without.)") from error
     with within("stage 2"):
         summary, run_dir = run_stage2(stage1, method, ratio, reuse)
+    task = stage1.job.dataset.task
+    keys = (f"test_{task.metric.name}", "test_loss", "consensus_distance", "seconds")
     record = {
         "algorithm": method,
         "ratio": 1.0 if method == "noprune" else ratio,
@@ -49,11 +52,12 @@ def prune(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -> dic
         "stage1": stage1.summary,
         "stage2": summary,
         "control": summary_random,
-        "difference": {k: difference(summary[k], stage1.summary[k]) for k in KEYS},
-        "over_stage1": of_one_run(run_dir, stage1.run_dir),
-        "over_random": random_dir and of_one_run(run_dir, random_dir),
+        "difference": {k: difference(summary[k], stage1.summary[k]) for k in keys},
+        "over_stage1": of_one_run(task, run_dir, stage1.run_dir),
+        "over_random": random_dir and of_one_run(task, run_dir, random_dir),
     }
-    record["verdict"] = verdict(method, record["over_stage1"], record["over_random"], "of the test samples")
+    metric = vars(task.metric)
+    record["verdict"] = verdict(method, metric, record["over_stage1"], record["over_random"], "of the test samples")
     write_comparison(stage1.folder, run_dir, record)
     return record
 
@@ -74,35 +78,47 @@ def difference(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
 
-def of_one_run(run_dir: Path, other_dir: Path) -> Interval | None:
-    """Test accuracy of one run minus that of another, with an interval over the test samples; None where a run did
+def of_one_run(task: Task, run_dir: Path, other_dir: Path) -> Interval | None:
+    """The first metric of one run minus that of another, with an interval over the test samples; None where a run did
     not record its predictions."""
     try:
         (targets_m, a_m), (others_m, b_m) = read_predictions(run_dir), read_predictions(other_dir)
     except UsageError:
         return None
-    if not np.array_equal(targets_m, others_m):
+    if not np.array_equal(targets_m, others_m, equal_nan=targets_m.dtype.kind == "f"):
         return None
-    return paired_interval(a_m == targets_m, b_m == targets_m)
+    if task.kind == "classification":
+        return paired_interval(a_m == targets_m, b_m == targets_m)
+    draws = np.random.default_rng(0).integers(len(targets_m), size=(RESAMPLES, len(targets_m)))
+    changes = [task.score(a_m[i], targets_m[i]) - task.score(b_m[i], targets_m[i]) for i in draws]
+    mean, half = task.score(a_m, targets_m) - task.score(b_m, targets_m), 1.96 * float(np.std(changes, ddof=1))
+    return mean, mean - half, mean + half
 
 
-def verdict(method: str, over_stage1: Interval | None, over_random: Interval | None, scope: str) -> str | None:
+def verdict(
+    method: str, metric: dict[str, Any], over_stage1: Interval | None, over_random: Interval | None, scope: str
+) -> str | None:
     """Both differences in words; ``scope``: what the intervals cover."""
     parts = []
     if over_random is not None:
-        parts.append(f"{method} {_word(over_random)} random pruning of the same size ({points(over_random)})")
+        said = f"{method} {_word(over_random, metric)} random pruning of the same size"
+        parts.append(f"{said} ({points(over_random, metric)})")
     if over_stage1 is not None:
-        parts.append(f"stage 2 {_word(over_stage1)} stage 1 ({points(over_stage1)})")
+        parts.append(f"stage 2 {_word(over_stage1, metric)} stage 1 ({points(over_stage1, metric)})")
     return f"{'; '.join(parts)}; 95 % intervals {scope}" if parts else None
 
 
-def _word(interval: Interval) -> str:
+def _word(interval: Interval, metric: dict[str, Any]) -> str:
     _, low, high = interval
-    return "is better than" if low > 0 else "is worse than" if high < 0 else "cannot be told from"
+    if not low > 0 and not high < 0:
+        return "cannot be told from"
+    return "is better than" if (low > 0) == metric["higher_is_better"] else "is worse than"
 
 
-def points(interval: Interval) -> str:
-    """A difference of accuracies and its interval, in percentage points."""
-    mean, low, high = (100 * value for value in interval)
-    ends = f" [{low:+.1f}, {high:+.1f}]" if math.isfinite(low) else ""
-    return f"{mean:+.1f} points{ends}"
+def points(interval: Interval, metric: dict[str, Any]) -> str:
+    """A difference and its interval: of accuracies in percentage points."""
+    factor, digits, unit = (100, 1, "points") if metric["name"] == "accuracy" else (1, 3, metric["unit"])
+    mean, low, high = (factor * value for value in interval)
+    unit = unit or metric["name"]
+    ends = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if math.isfinite(low) else ""
+    return f"{mean:+.{digits}f} {unit}{ends}"

@@ -34,7 +34,7 @@ from utils.digest import digest_tensors
 from utils.errors import UsageError
 from utils.progress import bar, within
 from utils.pruning_args import PruningConfig
-from utils.records import read_json, read_record, write_atomically, write_json
+from utils.records import metric_of, read_json, read_record, write_atomically, write_json
 
 
 @dataclass
@@ -139,7 +139,7 @@ def open_stage1(config: PruningConfig) -> Stage1:
             raise UsageError(f"stage 1 in {run_dir} is half finished: add --resume to finish it first.")
         say(f"finishing stage 1 in {run_dir}")
         run_stage1(config, run_dir)
-    summary = read_record(run_dir / "summary.json", "rounds", "test_accuracy", "test_loss", "stopped_early")
+    summary = read_record(run_dir / "summary.json", "rounds", "test_loss", "stopped_early")
     if summary.get("isolated"):
         raise UsageError(
             f"workers {summary['isolated']} of {run_dir} were isolated on the way: such a run cannot be scored."
@@ -270,15 +270,17 @@ def sweep(stage1: Stage1) -> dict[str, Any]:
     """``--sweep``: stage 2 of all ``--methods`` at all shares, from one stage 1; writes sweep.json."""
     config = stage1.config
     runs = [(method, ratio) for method in config.methods for ratio in config.sweep]
-    accuracies: dict[str, list[float]] = {method: [] for method in config.methods}
+    key = f"test_{stage1.job.dataset.task.metric.name}"
+    figures: dict[str, list[float]] = {method: [] for method in config.methods}
     for i, (method, ratio) in enumerate(runs):
         with within(f"run {i + 1} of {len(runs)}, {method}, {ratio:.4g} kept"):
-            accuracies[method].append(run_stage2(stage1, method, ratio, reuse=True)[0]["test_accuracy"])
-    methods = {name: {"test_accuracy": values, "test_accuracy_std": None} for name, values in accuracies.items()}
+            figures[method].append(run_stage2(stage1, method, ratio, reuse=True)[0][key])
+    methods = {name: {key: values, f"{key}_std": None} for name, values in figures.items()}
     record = {
         "ratios": list(config.sweep),
         "methods": methods,
-        "stage1": {"test_accuracy": stage1.summary["test_accuracy"]},
+        "stage1": {key: stage1.summary[key]},
+        "metric": metric_of(stage1.summary),
     }
     write_json(stage1.folder / "sweep.json", record)
     return record

@@ -28,7 +28,7 @@ from utils.errors import UsageError
 from utils.lock import locked
 from utils.progress import within
 from utils.recorded import FILES, file_digests
-from utils.records import read_json, write_json
+from utils.records import metric_of, read_json, write_json
 from workers import distributed
 
 # What the processes of one run may have each of their own.
@@ -249,7 +249,9 @@ def train_seeds(config: Config) -> tuple[dict[str, Any], list[Path]]:
     if len(summaries) == 1:
         return summaries[0], run_dirs
     summary = {"seeds": config.seeds}
-    for key in ("test_accuracy", "test_loss", "consensus_distance", "epochs", "rounds", "seconds"):
+    name = metric_of(summaries[0])["name"]
+    summary["metric"] = metric_of(summaries[0])
+    for key in (f"test_{name}", "test_loss", "consensus_distance", "epochs", "rounds", "seconds"):
         values = [s[key] for s in summaries]
         summary |= {key: statistics.mean(values), f"{key}_std": statistics.stdev(values)}
     if distributed.rank() == 0:

@@ -258,6 +258,7 @@ class Trainer:
         summary = {
             **{f"test_{name}": of_model[name] for name in (*metrics, "loss")},
             **{f"worker_test_{name}": of_workers[name].tolist() for name in (*metrics, "loss")},
+            "metric": vars(self.task.metric),
             "consensus_distance": self.fleet.consensus_distance().item(),
             "epochs": self.config.epochs * self.done / self.rounds,
             "rounds": self.done,

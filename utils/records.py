@@ -140,6 +140,24 @@ def read_summary(run_dir: PathLike) -> dict[str, Any]:
     return read_json(Path(run_dir, "summary.json"))
 
 
+ACCURACY = {"name": "accuracy", "higher_is_better": True, "unit": ""}  # of runs that do not name their metric
+
+
+def metric_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """The metric that a summary shows first: its name, whether higher is better, its unit."""
+    return summary.get("metric") or ACCURACY
+
+
+def figure_of(summary: dict[str, Any]) -> float | None:
+    """That metric of the run's model on the test set."""
+    return summary[f"test_{metric_of(summary)['name']}"]
+
+
+def shown(value: float, metric: dict[str, Any]) -> str:
+    """A figure with its unit."""
+    return f"{value:.4f} {metric['unit']}".rstrip()
+
+
 def read_topology(run_dir: PathLike) -> dict[str, Any]:
     """The graph and its mixing matrices (topology.json; row = receiver)."""
     return read_record(Path(run_dir, "topology.json"), "mode", "num_workers", "matrices")
