@@ -46,15 +46,17 @@ class Dataset(Arrays):
 def load_dataset(
     name: str,
     path: str | os.PathLike | None = None,
-    options: ReadOptions | None = None,
+    *,
     cache_dir: str | os.PathLike | None = None,
+    **asked: Any,
 ) -> Dataset:
     """The data set ``name`` from the folder ``path`` (default ./datasets/<name>; embedded ones need none).
 
+    ``asked``: what :class:`ReadOptions` holds (image_size, download, progress, ...).
     cache_dir: where the decoded tensors are kept, by default decentralized-learning in $XDG_CACHE_HOME or
     ~/.cache. Raises UsageError when the name is unknown, or files are missing or damaged, or a download fails.
     """
-    options = options or ReadOptions()
+    options = ReadOptions(**asked)
     reader = load(DATASETS, name, "data set")
     if options.image_size is not None and options.image_size < 1:
         raise UsageError(f"--image_size must be at least 1 pixel, not {options.image_size}")
@@ -69,8 +71,8 @@ def load_dataset(
         arrays = _decoded(name, reader(path, options), options)
         return _dataset(name, arrays, _fingerprint(arrays))
 
-    asked = [options.image_size, options.history, options.horizon, options.seconds]
-    key = hashlib.sha256(json.dumps([name, str(path), *asked]).encode()).hexdigest()[:16]
+    shape = [options.image_size, options.history, options.horizon, options.seconds]
+    key = hashlib.sha256(json.dumps([name, str(path), *shape]).encode()).hexdigest()[:16]
     cache_file = Path(os.path.expanduser(cache_dir or default_cache_dir())) / f"{name}-{key}.safetensors"
     files = digest_of_files(path)
     found = read_cache(cache_file, files)

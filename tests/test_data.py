@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.classification import Classification
 from data.corruption import corrupt
 from data.dataset_loader import load_dataset, split_validation, subset
 from utils.errors import UsageError
@@ -20,7 +21,7 @@ def test_digits_are_the_same_everywhere():
     assert data.inputs_n.shape == (1438, 1, 8, 8) and data.test_inputs_m.shape == (359, 1, 8, 8)
     assert data.inputs_n.dtype == torch.uint8 and data.inputs_n.max() == 255
     assert data.targets_n.dtype == torch.int64
-    assert (data.num_classes, data.channels, data.image_size) == (10, 1, (8, 8))
+    assert (data.task.num_outputs, data.channels, data.inputs_n.shape[2:]) == (10, 1, (8, 8))
     stored = hashlib.sha256(data.inputs_n.numpy().tobytes() + data.test_targets_m.numpy().tobytes())
     assert stored.hexdigest() == "5d7705b6544b271710c6f29f17bd672cb133098e5d1e3c43b0e4928a15a4dc59"
 
@@ -123,7 +124,7 @@ def test_subset_keeps_shares_and_the_numbers_of_recorded_runs():
 def one_class():
     data = load_dataset("digits")
     zeros = torch.zeros_like(data.targets_n)
-    return dataclasses.replace(data, labels_n=zeros, test_labels_m=zeros[:359], class_names=("zero",))
+    return dataclasses.replace(data, targets_n=zeros, test_targets_m=zeros[:359], task=Classification(["zero"]))
 
 
 @pytest.mark.parametrize("flip_share, bad_data", [(0.5, None), (0.0, "1:label_flip")])

@@ -12,11 +12,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from data import dataset_loader
-from data.dataset_loader import DATASETS, data_differences, load_dataset
-from data.sources import Arrays
+from data import cache, dataset_loader
+from data.arrays import Arrays
+from data.classification import Classification
+from data.dataset_loader import data_differences, load_dataset
 from utils.digest import digest_json, digest_tensors
 from utils.errors import UsageError
+from utils.registry import DATASETS
 
 
 @pytest.fixture
@@ -25,9 +27,9 @@ def load(tmp_path):
 
 
 def assert_same(a, b):
-    for key in ("class_names", "name", "fingerprint", "skipped"):
+    for key in ("name", "fingerprint", "skipped", "sources"):
         assert getattr(a, key) == getattr(b, key)
-    for key in ("images_nCHW", "labels_n", "test_images_mCHW", "test_labels_m", "mean_C", "std_C"):
+    for key in ("inputs_n", "targets_n", "test_inputs_m", "test_targets_m", "mean_C", "std_C"):
         assert torch.equal(getattr(a, key), getattr(b, key))
 
 
@@ -69,11 +71,11 @@ def rewrite(file, change):
 
 
 def misfit(file):
-    rewrite(file, lambda tensors: tensors.update(labels_n=tensors["labels_n"][:-1].clone()))
+    rewrite(file, lambda tensors: tensors.update(targets_n=tensors["targets_n"][:-1].clone()))
 
 
 def other_type(file):
-    rewrite(file, lambda tensors: tensors.update(images_nCHW=tensors["images_nCHW"].float()))
+    rewrite(file, lambda tensors: tensors.update(inputs_n=tensors["inputs_n"].float()))
 
 
 def flip_a_bit(file):
@@ -109,7 +111,7 @@ def test_cache_that_cannot_be_written_only_warns(tmp_path, monkeypatch):
     def disk_full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(dataset_loader, "save_file", disk_full)
+    monkeypatch.setattr(cache, "save_file", disk_full)
     with pytest.warns(RuntimeWarning, match="No space left"):
         load_dataset("imagefolder", root, cache_dir=tmp_path / "cache", progress=False)
     assert list((tmp_path / "cache").iterdir()) == []
@@ -203,17 +205,18 @@ def test_differences_are_said(key, value, said):
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        ({"labels_n": torch.tensor([0, 1, 1])}, "4 training pictures and 3 labels"),
-        ({"test_labels_m": torch.tensor([0, 2])}, "2 classes, and test labels from 0 to 2"),
-        ({"labels_n": torch.tensor([0, 1, -1, 1])}, "labels from -1 to 1"),
-        ({"test_images_mCHW": torch.zeros(2, 1, 4, 5, dtype=torch.uint8)}, "differ in size"),
-        ({"images_nCHW": torch.zeros(4, 1, 4, 4)}, "no pictures of bytes"),
-        ({"images_nCHW": torch.zeros(0, 1, 4, 4, dtype=torch.uint8), "labels_n": torch.zeros(0).long()}, "are 0 tr"),
+        ({"targets_n": torch.tensor([0, 1, 1])}, "4 training samples and 3 labels"),
+        ({"test_targets_m": torch.tensor([0, 2])}, "test labels go from 0 to 2, and there are 2 classes"),
+        ({"targets_n": torch.tensor([0, 1, -1, 1])}, "labels go from -1 to 1"),
+        ({"test_inputs_m": torch.zeros(2, 1, 4, 5, dtype=torch.uint8)}, "differ in size"),
+        ({"inputs_n": torch.zeros(4, 1, 4, 4)}, "neither pictures of bytes"),
+        ({"inputs_n": torch.zeros(0, 1, 4, 4, dtype=torch.uint8), "targets_n": torch.zeros(0).long()}, "are 0 tr"),
+        ({"sources": ("a",)}, "1 names"),
     ],
 )
 def test_what_a_reader_gives_must_fit_together(wrong, said, tmp_path, load, monkeypatch):
     images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
-    fitting = Arrays(images, torch.tensor([0, 1, 0, 1]), images[:2], torch.tensor([0, 1]), ("a", "b"))
-    monkeypatch.setitem(DATASETS, "svhn", lambda *_: fitting._replace(**wrong))
+    fitting = Arrays(images, torch.tensor([0, 1, 0, 1]), images[:2], torch.tensor([0, 1]), Classification("ab"))
+    monkeypatch.setitem(DATASETS, "svhn", lambda *_: dataclasses.replace(fitting, **wrong))
     with pytest.raises(UsageError, match=said):
         load("svhn", tmp_path)

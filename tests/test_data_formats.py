@@ -122,14 +122,14 @@ def test_svhn(svhn, load):
     folder, content = svhn
     data = load("svhn", folder)
     assert_holds(data, content)
-    assert data.num_classes == 10 and data.channels == 3
+    assert data.task.num_outputs == 10 and data.channels == 3
 
 
 def test_cifar(cifar, load):
     name, folder, content, names = cifar
     data = load(name, folder)
     assert_holds(data, content)
-    assert data.class_names == tuple(names)
+    assert data.task.names == tuple(names)
 
 
 @pytest.mark.parametrize("place", ["raw", "path itself"])
@@ -144,7 +144,7 @@ def test_fashionmnist(fashionmnist, load, tmp_path, place, packed):
     before = sorted(raw.iterdir())
     data = load("fashionmnist", path)
     assert_holds(data, content)
-    assert data.class_names[0] == "T-shirt/top"
+    assert data.task.names[0] == "T-shirt/top"
     assert sorted(raw.iterdir()) == before  # the user's folder is left as it was
 
 

@@ -33,7 +33,7 @@ def test_imagefolder_order_is_class_then_file_name(tmp_path, load):
     (root / "train" / "ant" / "._0.png").write_text("hidden")
     (root / "train" / ".hidden").mkdir()
     data = load("imagefolder", root)
-    assert data.class_names == ("Cat", "ant", "bee")
+    assert data.task.names == ("Cat", "ant", "bee")
     assert data.targets_n.tolist() == data.test_targets_m.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert data.channels == 1
     assert data.inputs_n[:, 0, 3, 3].tolist() == [100, 101, 102, 50, 51, 52, 0, 1, 2]
@@ -286,7 +286,7 @@ def test_names_that_are_no_utf_8(tmp_path, load):
     (root / "train" / "ant" / "\udcff\n.txt").write_text("")
     for _ in ("decoded", "from the cache"):
         data = load("imagefolder", root)
-        assert data.class_names == ("ant", "caf\ufffd", "two lines $x$ \u00e9")
+        assert data.task.names == ("ant", "caf\ufffd", "two lines $x$ \u00e9")
         assert data.skipped == ("1 file that is no readable picture of a class (\ufffd .txt)",)
     victim = root / "train" / "caf\udce9" / "a\nb$\udcff.png"
     Image.new("L", (7, 7)).save(victim)

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from data import sources
-from data.dataset_loader import DATASETS, load_dataset
+from data.dataset_loader import load_dataset
 from utils.errors import UsageError
+from utils.registry import DATASETS
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def assert_tiny(data):
     assert data.inputs_n[:, :, 9, 9].tolist() == [[40 * c + i] * 3 for c in range(3) for i in range(3)]
     assert data.test_targets_m.tolist() == [2, 0, 1]
     assert data.test_inputs_m[:, 0, 0, 0].tolist() == [100, 101, 102]
-    assert data.class_names == ("goldfish", "bullfrog", "n03")
+    assert data.task.names == ("goldfish", "bullfrog", "n03")
 
 
 def test_tinyimagenet(tiny, load):

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
-from networks import NETWORKS, load_model
+from networks import load_model
 from tests.runs import digits_job, recorded
+from utils.registry import NETWORKS
 
 SHAPE = (1, 8, 8)
 

@@ -8,15 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.dirichlet import (
-    PARTITIONERS,
+from utils.dirichlet import dirichlet_partition
+from utils.errors import UsageError
+from utils.partition import (
     class_preference_partition,
-    dirichlet_partition,
     iid_partition,
     label_shards_partition,
+    natural_partition,
+    owners_by_size,
     partition,
 )
-from utils.errors import UsageError
+from utils.registry import PARTITIONS
 
 BALANCED = np.arange(1000) * 7 % 10
 SKEWED = np.minimum(np.arange(1000) ** 2 // 97 % 100 // 9 * 7 % 13, 9)  # classes of 81 to 269 samples
@@ -189,17 +191,39 @@ def test_label_shards_give_few_classes():
     assert all(len(np.unique(BALANCED[shard])) <= 2 and len(shard) == 100 for shard in shards)
 
 
-@pytest.mark.parametrize("kind", PARTITIONERS)
+OWN_OPTIONS = {
+    "iid": (iid_partition, ()),
+    "dirichlet": (dirichlet_partition, ("alpha", "min_shard", "self_balancing")),
+    "preference": (class_preference_partition, ("node_datasize", "concentration")),
+    "shards": (label_shards_partition, ("shards_per_worker",)),
+    "natural": (natural_partition, ("owner_n",)),
+}
+
+
+@pytest.mark.parametrize("kind", PARTITIONS)
 def test_partition_hands_each_its_own_options(kind):
     everything = {"alpha": 0.5, "min_shard": 1, "self_balancing": True, "node_datasize": 30}
-    everything |= {"shards_per_worker": 3, "concentration": 1.0}
+    everything |= {"shards_per_worker": 3, "concentration": 1.0, "owner_n": np.arange(1000) % 6}
     shards = partition(kind, SKEWED, 6, 5, **everything)
-    function, own = PARTITIONERS[kind]
+    function, own = OWN_OPTIONS[kind]
     direct = function(SKEWED, 6, seed=5, **{name: everything[name] for name in own})
     assert all(map(np.array_equal, shards, direct))
     assert_valid(shards, 1000, 6, complete=kind != "preference")
     with pytest.raises(TypeError, match="alhpa"):
         partition(kind, SKEWED, 6, 5, alhpa=1.0)
+
+
+@given(owners=st.lists(st.integers(0, 12), min_size=1, max_size=60), data=st.data())
+def test_natural_gives_each_worker_one_of_the_largest_owners(owners, data):
+    owner_n = np.array(owners)
+    having = owners_by_size(owner_n)
+    num_workers = data.draw(st.integers(1, len(having)))
+    shards = natural_partition(owner_n, num_workers, 0, owner_n)
+    assert [len(set(owner_n[shard])) for shard in shards] == [1] * num_workers
+    chosen = [int(owner_n[shard[0]]) for shard in shards]
+    assert chosen == sorted(chosen) and all(len(s) == owners.count(k) for s, k in zip(shards, chosen, strict=True))
+    left = [owners.count(k) for k in set(owners) - set(chosen)]
+    assert not left or min(map(len, shards)) >= max(left)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +245,8 @@ def test_partition_hands_each_its_own_options(kind):
         ("iid", 1001, {}, "only 1000"),
         ("preference", 1001, {}, "only 1000"),
         ("dirichelt", 8, {}, "dirichlet"),
+        ("natural", 8, {}, "who owns each sample"),
+        ("natural", 8, {"owner_n": np.arange(1000) % 7}, "7 owners have"),
     ],
 )
 def test_bad_input_is_one_line(kind, num_workers, options, message):

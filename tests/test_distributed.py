@@ -212,13 +212,13 @@ def start_with_an_odd_rank(tmp_path, extra, patch=""):
 
 OTHER_PIXELS = """
 if os.environ["RANK"] == "1":
-    import data.dataset_loader as loader
-    digits = loader.DATASETS["digits"]
+    from utils import registry
+    digits = registry.load(registry.DATASETS, "digits", "data set")
     def changed(*arguments):
         arrays = digits(*arguments)
         arrays.inputs_n[0, 0, 0, 0] += 1
         return arrays
-    loader.DATASETS["digits"] = changed
+    registry.DATASETS["digits"] = changed
 """
 
 

@@ -17,15 +17,13 @@ import main
 import networks
 import training.build
 from data.batches import Samples
-from data.dataset_loader import DATASETS, load_dataset
-from training.protocols import PROTOCOLS
-from utils import args
+from data.dataset_loader import load_dataset
+from utils import args, registry
 from utils.args import Config, parse
-from utils.dirichlet import PARTITIONERS
-from utils.pruning_args import METHODS, PruningConfig
+from utils.influence.method import Method
+from utils.pruning_args import PruningConfig
 from utils.records import read_labels, read_partition, read_topology
 from utils.scheduler import SCHEDULERS
-from utils.topology import TOPOLOGIES
 from workers.engine import ENGINES
 
 BOOLEANS = [f.name for f in dataclasses.fields(PruningConfig) if "bool" in f.type]
@@ -98,12 +96,7 @@ def test_numbers_and_lists_are_parsed():
 @pytest.mark.parametrize(
     ("choices", "registry"),
     [
-        (args.DATASET_NAMES, DATASETS),
-        (args.MODEL_NAMES, networks.NETWORKS),
-        (args.MODES, {*TOPOLOGIES, "file"}),
         (args.SCHEDULES, SCHEDULERS),
-        (args.PARTITIONS, PARTITIONERS),
-        (args.PROTOCOL_NAMES, PROTOCOLS),
         (next(f for f in dataclasses.fields(Config) if f.name == "engine").metadata["choices"], ENGINES),
     ],
 )
@@ -111,11 +104,15 @@ def test_choices_of_the_command_line_are_the_registries(choices, registry):
     assert sorted(choices) == sorted(registry)
 
 
-def test_pruning_methods_are_the_influence_registry():
-    from utils.influence import INFLUENCE, READS
+REGISTRIES = [(name, entry) for kind in (registry.DATASETS, registry.TASKS, registry.NETWORKS, registry.PARTITIONS,
+              registry.TOPOLOGIES, registry.PROTOCOLS, registry.INFLUENCE) for name, entry in kind.items()]  # fmt: skip
 
-    assert sorted(METHODS) == sorted([*INFLUENCE, "noprune"])
-    assert READS.keys() == INFLUENCE.keys()
+
+@pytest.mark.parametrize(("name", "place"), REGISTRIES)
+def test_every_name_of_the_command_line_leads_somewhere(name, place):
+    assert callable(registry.load({name: place}, name, "name")) or isinstance(
+        registry.load({name: place}, name, "name"), Method
+    )
 
 
 # ---- the run directory ------------------------------------------------------------------------------

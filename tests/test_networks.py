@@ -14,7 +14,6 @@ from torch import nn
 from torch.func import functional_call
 
 from networks import (
-    NETWORKS,
     PRETRAINED,
     features,
     head,
@@ -25,6 +24,7 @@ from networks import (
 )
 from networks.mlp import mlp
 from utils.errors import UsageError
+from utils.registry import NETWORKS
 from utils.torchvision_shim import torchvision
 
 SMALL = ["squeezenet", "shufflenet", "cnn", "cnn_smooth", "mlp", "mlp_smooth"]  # milliseconds, not seconds
@@ -240,7 +240,7 @@ def test_save_and_load_round_trip(saved):
     assert torch.equal(torch.get_rng_state(), before)
     with safetensors.safe_open(path, framework="pt") as file:
         said = json.loads(file.metadata()["network"])
-    assert said == {"model": "shufflenet", "num_classes": 5, "image_shape": [3, 16, 16], "seed": 7}
+    assert said == {"model": "shufflenet", "num_outputs": 5, "input_shape": [3, 16, 16], "seed": 7}
     again = path.with_name("again.safetensors")
     save_model(dict(reversed(model.state_dict().items())), again, dict(reversed(said.items())))
     assert again.read_bytes() == path.read_bytes()
@@ -286,11 +286,11 @@ def test_files_that_do_not_fit_are_refused_in_one_line(saved, tmp_path):
         assert "damaged" in message(path)
     path.write_bytes(np.random.default_rng(0).bytes(1000))
     assert "damaged" in message(path)
-    odd = [json.dumps(right | part) for part in ({"num_classes": "five"}, {"image_shape": 3})]
+    odd = [json.dumps(right | part) for part in ({"num_outputs": "five"}, {"input_shape": 3})]
     for said in (None, "", "[", "[]", "{}", *odd):
         safetensors.torch.save_file(state, path, metadata=said if said is None else {"network": said})
         assert "which network" in message(path)
-    for metadata in (right | {"num_classes": 6}, right | {"model": "cnn"}):
+    for metadata in (right | {"num_outputs": 6}, right | {"model": "cnn"}):
         save_model(state, path, metadata)
         assert "does not fit" in message(path)
     save_model({key: value for key, value in state.items() if key != "fc.bias"}, path, right)
@@ -393,7 +393,7 @@ def test_a_weights_file_is_never_unpickled(hub):
         (("cnn", 0, (3, 32, 32)), "at least one class"),
         (("cnn", 10, (32, 32)), "channels, height, width"),
         (("cnn", 10, (0, 32, 32)), "channels, height, width"),
-        (("cnn",), "num_classes and image_shape"),
+        (("cnn",), "num_outputs and input_shape"),
     ],
 )
 def test_bad_input(args, message):

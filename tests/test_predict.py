@@ -52,7 +52,7 @@ def test_pictures_are_named(tmp_path, capsys):
     assert predict.main([str(run_dir / "model.safetensors"), str(tmp_path / "pictures"), "--top", "2"]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [row[0] for row in rows] == files
-    assert [row[1] for row in rows] == [digits.class_names[c] for c in expected.argmax(1)]
+    assert [row[1] for row in rows] == [digits.task.names[c] for c in expected.argmax(1)]
     assert [float(row[2]) for row in rows] == pytest.approx(expected.max(1).values.tolist(), abs=1e-4)
     assert all(float(row[2]) >= float(row[4]) for row in rows)
 

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from scipy import sparse
 
 from tests.runs import digits_job, final_objective, recorded
-from training.protocols import PROTOCOLS, load_protocol
+from training.protocols import load_protocol
 from training.protocols.chained import shortest_tour, worker_at
-from utils.args import PROTOCOL_NAMES
 from utils.errors import UsageError
 from utils.influence.cascade import cascade
 from utils.topology import build_topology
@@ -35,10 +34,6 @@ def trained(job, rounds=None):
         if event.done == rounds:
             break
     return fleet, events
-
-
-def test_names_in_the_command_line_are_the_registry():
-    assert set(PROTOCOL_NAMES) == set(PROTOCOLS)
 
 
 @pytest.mark.parametrize("extra", [dict(momentum=0.0), dict(keep_momentum=True)])

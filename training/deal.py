@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from data.arrays import ReadOptions
 from data.corruption import corrupt
 from data.dataset_loader import Dataset, load_dataset, subset, validation_split
 from utils.args import Config
@@ -66,10 +65,16 @@ def deal(config: Config) -> Dealt:
 
 def load(config: Config) -> Dataset:
     """The data set that the configuration names."""
-    options = ReadOptions(
-        config.image_size, config.download, not config.quiet, config.history, config.horizon, config.sound_seconds
+    return load_dataset(
+        config.dataset_name,
+        config.dataset_path,
+        image_size=config.image_size,
+        download=config.download,
+        progress=not config.quiet,
+        history=config.history,
+        horizon=config.horizon,
+        seconds=config.sound_seconds,
     )
-    return load_dataset(config.dataset_name, config.dataset_path, options)
 
 
 def training_ids(config: Config, dataset: Dataset) -> tuple[Tensor, Tensor]:

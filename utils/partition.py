@@ -20,9 +20,13 @@ from utils.registry import PARTITIONS, load
 
 def partition(kind: str, labels_n: np.ndarray, num_workers: int, seed: int, **options: object) -> list[np.ndarray]:
     """The shards of the partitioner ``kind``. ``options`` may hold the options of all partitioners (a configuration
-    does); each gets those that it names."""
+    does); each gets those that it names. An option that none has is a TypeError."""
     function = load(PARTITIONS, kind, "partition")
-    own = inspect.signature(function).parameters
+    taken = {name: inspect.signature(load(PARTITIONS, name, "partition")).parameters for name in PARTITIONS}
+    unknown = set(options) - {option for parameters in taken.values() for option in parameters}
+    if unknown:
+        raise TypeError(f"no partitioner takes {', '.join(sorted(unknown))}")
+    own = taken[kind]
     return function(labels_n, num_workers, seed=seed, **{k: v for k, v in options.items() if k in own})
 
 
