@@ -139,6 +139,280 @@ def draw(stage1: Stage1, results: dict[str, Any], method: str | None, run_dir: P
     plots.plot_scores(stage1.run_dir, path, folder / f"scores_{path.stem}.png")
     plots.plot_node_view(stage1.run_dir, folder / f"node_view_{method}.json", folder / f"node_view_{method}.png")
     data, ids = stage1.job.dataset, stage1.job.train_ids
+    if data.pictures:
+        flipped = set(stage1.job.corruption.get("flipped", [])) or None
+        strata_n, names = data.task.strata(data.targets_n).numpy(), data.task.stratum_names(data.targets_n)
+        what = data.inputs_n.movedim(1, -1).numpy(), strata_n, scores_n[ids].numpy(), ids.numpy(), names
+        plots.plot_contact_sheet(*what, folder / f"extremes_{path.stem}.png", flipped, path.stem, data.sources)
+
+
+if __name__ == "__main__":
+    begin()  # first, so that Ctrl-C and a missing package are a line from the first moment on
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.pruning import Stage1
+    from utils.pruning_args import PruningConfig
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel over workers, not inside operators
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, then stage 1, scores, stage 2, comparison. Returns the exit code."""
+    from utils.args import parse
+    from utils.errors import UsageError, refusal
+    from utils.pruning_args import PruningConfig
+
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    config = folder = None
+    try:
+        config = parse(PruningConfig, argv, __doc__)
+        from training.pruning import stage1_config, stage1_folder
+        from training.run import each_seed, own_folder
+
+        ready()
+        config = stage1_config(config)
+        folder = stage1_folder(config)
+        with own_folder(folder):
+            results = [run(one) for one in each_seed(config)]
+            if len(results) > 1:
+                summarize(folder, results, config.plots)
+    except (UsageError, OSError) as error:  # OSError: a path that cannot be used
+        return refusal(error)
+    except KeyboardInterrupt:
+        print(interrupted(config, folder), file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+def run(config: PruningConfig) -> dict[str, Any]:
+    """One seed; returns what its audit.json, sweep.json and comparison.json hold, by name."""
+    from training.audit import audit, report
+    from training.comparison import prune
+    from training.pruning import check_stage2, node_view, open_stage1, run_stage1, stage2_dir, sweep
+    from utils.records import figure_of, metric_of, shown
+
+    if config.stage == 1:
+        summary = run_stage1(config)
+        metric = metric_of(summary)
+        print(f"stage 1: test {metric['name']} of the consensus model {shown(figure_of(summary), metric)}")
+        return {}
+    check_stage2(config)
+    stage1, results = open_stage1(config), {}
+    if config.audit:
+        results["audit"] = audit(stage1)
+        print(report(results["audit"], stage1.folder))
+    if config.sweep:
+        results["sweep"] = sweep(stage1)
+        for name, entry in results["sweep"]["methods"].items():
+            pairs = zip(config.sweep, entry[f"test_{metric_of(stage1.summary)['name']}"], strict=True)
+            print(f"{name:8s} " + "  ".join(f"{share:g}: {figure:.4f}" for share, figure in pairs))
+    method, run_dir = config.prunes_by, None
+    if method:
+        run_dir = stage2_dir(stage1.folder, method, config.train_ratio)
+        record = results["comparison"] = prune(stage1, method, config.train_ratio, reuse=bool(results))
+        if method != "noprune":
+            node_view(stage1, method)
+        metric = metric_of(stage1.summary)
+        before, after = (shown(figure_of(record[stage]), metric) for stage in ("stage1", "stage2"))
+        what = f"({method}, {record['ratio']:.4g} kept)"
+        print(f"test {metric['name']} {before} in stage 1, {after} in stage 2 {what}; {stage1.folder}")
+        if record["verdict"]:
+            print(record["verdict"])
+    if config.plots:
+        draw(stage1, results, method, run_dir)
+    return results
+
+
+def summarize(folder: Path, results: list[dict[str, Any]], plots: bool) -> None:
+    """What several seeds have in common, in the folder above them."""
+    from training.across_seeds import SUMMARIES
+    from training.comparison import comparison_name
+    from training.pruning import stage2_dir
+
+    there = [name for name in SUMMARIES if all(name in one for one in results)]
+    for name in there:
+        print(SUMMARIES[name](folder, [one[name] for one in results]))
+    if not plots:
+        return
+    from visualization.influence_plots import plot_all_comparisons, plot_comparison, plot_sweep
+
+    if "sweep" in there:
+        plot_sweep(folder, folder / "sweep.png")
+    if "comparison" in there:
+        record = results[0]["comparison"]
+        plot_comparison(folder / f"{comparison_name(stage2_dir(folder, record['algorithm'], record['ratio']))}.json")
+        plot_all_comparisons(folder)
+
+
+def draw(stage1: Stage1, results: dict[str, Any], method: str | None, run_dir: Path | None) -> None:
+    """All pictures of a pruning (``run_dir``: stage 2), from records; the contact sheet needs the images too."""
+    from training.comparison import comparison_name
+    from visualization import influence_plots as plots
+    from visualization.plot_utils import plot_run
+
+    folder = stage1.folder
+    plot_run(stage1.run_dir)
+    if "audit" in results:
+        plots.plot_audit(folder, folder / "audit.png")
+    if "sweep" in results:
+        plots.plot_sweep(folder, folder / "sweep.png")
+    if run_dir is None:
+        return
+    plot_run(run_dir)
+    plots.plot_comparison(folder / f"{comparison_name(run_dir)}.json")
+    plots.plot_all_comparisons(folder)
+    if method == "noprune":
+        return
+    scores_n, path = stage1.scores(method)
+    plots.plot_scores(stage1.run_dir, path, folder / f"scores_{path.stem}.png")
+    plots.plot_node_view(stage1.run_dir, folder / f"node_view_{method}.json", folder / f"node_view_{method}.png")
+    if stage1.job.dataset.pictures:
+        flipped = set(stage1.job.corruption.get("flipped", [])) or None
+        plots.plot_contact_sheet(
+            **extremes(stage1.job, scores_n), path=folder / f"extremes_{path.stem}.png", flipped=flipped, method=path.stem
+        )
+
+
+def extremes(job: Job, scores_n: Tensor) -> dict[str, Any]:
+    """What the contact sheet draws."""
+    data, ids = job.dataset, job.train_ids
+    return {
+        "images": data.inputs_n.movedim(1, -1).numpy(),
+        "labels_n": data.task.strata(data.targets_n).numpy(),
+        "scores_m": scores_n[ids].numpy(),
+        "ids_m": ids.numpy(),
+        "class_names": data.task.stratum_names(data.targets_n),
+        "sources": data.sources,
+    }
+
+
+if __name__ == "__main__":
+    begin()  # first, so that Ctrl-C and a missing package are a line from the first moment on
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.pruning import Stage1
+    from utils.pruning_args import PruningConfig
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel over workers, not inside operators
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, then stage 1, scores, stage 2, comparison. Returns the exit code."""
+    from utils.args import parse
+    from utils.errors import UsageError, refusal
+    from utils.pruning_args import PruningConfig
+
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    config = folder = None
+    try:
+        config = parse(PruningConfig, argv, __doc__)
+        from training.pruning import stage1_config, stage1_folder
+        from training.run import each_seed, own_folder
+
+        ready()
+        config = stage1_config(config)
+        folder = stage1_folder(config)
+        with own_folder(folder):
+            results = [run(one) for one in each_seed(config)]
+            if len(results) > 1:
+                summarize(folder, results, config.plots)
+    except (UsageError, OSError) as error:  # OSError: a path that cannot be used
+        return refusal(error)
+    except KeyboardInterrupt:
+        print(interrupted(config, folder), file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+def run(config: PruningConfig) -> dict[str, Any]:
+    """One seed; returns what its audit.json, sweep.json and comparison.json hold, by name."""
+    from training.audit import audit, report
+    from training.comparison import prune
+    from training.pruning import check_stage2, node_view, open_stage1, run_stage1, stage2_dir, sweep
+    from utils.records import figure_of, metric_of, shown
+
+    if config.stage == 1:
+        summary = run_stage1(config)
+        metric = metric_of(summary)
+        print(f"stage 1: test {metric['name']} of the consensus model {shown(figure_of(summary), metric)}")
+        return {}
+    check_stage2(config)
+    stage1, results = open_stage1(config), {}
+    if config.audit:
+        results["audit"] = audit(stage1)
+        print(report(results["audit"], stage1.folder))
+    if config.sweep:
+        results["sweep"] = sweep(stage1)
+        for name, entry in results["sweep"]["methods"].items():
+            pairs = zip(config.sweep, entry[f"test_{metric_of(stage1.summary)['name']}"], strict=True)
+            print(f"{name:8s} " + "  ".join(f"{share:g}: {figure:.4f}" for share, figure in pairs))
+    method, run_dir = config.prunes_by, None
+    if method:
+        run_dir = stage2_dir(stage1.folder, method, config.train_ratio)
+        record = results["comparison"] = prune(stage1, method, config.train_ratio, reuse=bool(results))
+        if method != "noprune":
+            node_view(stage1, method)
+        metric = metric_of(stage1.summary)
+        before, after = (shown(figure_of(record[stage]), metric) for stage in ("stage1", "stage2"))
+        what = f"({method}, {record['ratio']:.4g} kept)"
+        print(f"test {metric['name']} {before} in stage 1, {after} in stage 2 {what}; {stage1.folder}")
+        if record["verdict"]:
+            print(record["verdict"])
+    if config.plots:
+        draw(stage1, results, method, run_dir)
+    return results
+
+
+def summarize(folder: Path, results: list[dict[str, Any]], plots: bool) -> None:
+    """What several seeds have in common, in the folder above them."""
+    from training.across_seeds import SUMMARIES
+    from training.comparison import comparison_name
+    from training.pruning import stage2_dir
+
+    there = [name for name in SUMMARIES if all(name in one for one in results)]
+    for name in there:
+        print(SUMMARIES[name](folder, [one[name] for one in results]))
+    if not plots:
+        return
+    from visualization.influence_plots import plot_all_comparisons, plot_comparison, plot_sweep
+
+    if "sweep" in there:
+        plot_sweep(folder, folder / "sweep.png")
+    if "comparison" in there:
+        record = results[0]["comparison"]
+        plot_comparison(folder / f"{comparison_name(stage2_dir(folder, record['algorithm'], record['ratio']))}.json")
+        plot_all_comparisons(folder)
+
+
+def draw(stage1: Stage1, results: dict[str, Any], method: str | None, run_dir: Path | None) -> None:
+    """All pictures of a pruning (``run_dir``: stage 2), from records; the contact sheet needs the images too."""
+    from training.comparison import comparison_name
+    from visualization import influence_plots as plots
+    from visualization.plot_utils import plot_run
+
+    folder = stage1.folder
+    plot_run(stage1.run_dir)
+    if "audit" in results:
+        plots.plot_audit(folder, folder / "audit.png")
+    if "sweep" in results:
+        plots.plot_sweep(folder, folder / "sweep.png")
+    if run_dir is None:
+        return
+    plot_run(run_dir)
+    plots.plot_comparison(folder / f"{comparison_name(run_dir)}.json")
+    plots.plot_all_comparisons(folder)
+    if method == "noprune":
+        return
+    scores_n, path = stage1.scores(method)
+    plots.plot_scores(stage1.run_dir, path, folder / f"scores_{path.stem}.png")
+    plots.plot_node_view(stage1.run_dir, folder / f"node_view_{method}.json", folder / f"node_view_{method}.png")
+    data, ids = stage1.job.dataset, stage1.job.train_ids
     if not data.pictures:
         return
     flipped = set(stage1.job.corruption.get("flipped", []))

@@ -15,6 +15,10 @@ NAME = ("", "no-such-thing", "DIGITS", "a,b")
 BAD: dict[str, tuple[str, ...]] = {
     "dataset_name": (*NAME, "cifar"),
     "image_size": (*COUNT, "3"),
+    "history": COUNT,
+    "horizon": COUNT,
+    "neighbors": COUNT,
+    "batch_parts": COUNT,
     "node_datasize": (*COUNT, "1000000"),
     "val_fraction": ("0", "1", "-1", "nan", "some"),
     "max_train": COUNT,

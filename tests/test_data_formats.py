@@ -208,9 +208,9 @@ def idx(array: np.ndarray, kind: int = 8) -> bytes:
         ("t10k-images-idx3", idx(np.zeros((10, 28), np.uint8)), "t10k-images-idx3"),
         ("t10k-images-idx3", idx(np.zeros((10, 14, 14), np.uint8)), "differ in size"),
         ("t10k-images-idx3", struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 4), "t10k-images-idx3"),  # 0 mod 2**64
-        ("train-labels-idx1", idx(np.zeros(21, np.uint8)), "20 training pictures and 21 labels"),
-        ("train-labels-idx1", idx(np.zeros(19, np.uint8)), "20 training pictures and 19 labels"),
-        ("t10k-labels-idx1", idx(np.full(10, 77, np.uint8)), "labels from 77 to 77"),
+        ("train-labels-idx1", idx(np.zeros(21, np.uint8)), "20 training samples and 21 labels"),
+        ("train-labels-idx1", idx(np.zeros(19, np.uint8)), "20 training samples and 19 labels"),
+        ("t10k-labels-idx1", idx(np.full(10, 77, np.uint8)), "labels go from 77 to 77"),
         ("t10k-labels-idx1", b"", "t10k-labels-idx1"),
     ],
     ids=["type 0", "int", "float", "flat", "small", "overflow", "more labels", "fewer labels", "label 77", "empty"],

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from PIL import Image
 
-from data import sources
+from data import picture_folders
 from data.dataset_loader import load_dataset
 from utils.errors import UsageError
 from utils.registry import DATASETS
@@ -125,8 +125,8 @@ def tiny_archive(tiny, monkeypatch):
     with zipfile.ZipFile(archive, "w") as zipped:
         for file in sorted(tiny.rglob("*")):
             zipped.write(file, file.relative_to(tiny.parent))
-    monkeypatch.setattr(sources, "TINY_IMAGENET_URL", archive.as_uri())
-    monkeypatch.setattr(sources, "TINY_IMAGENET_MD5", md5(archive))
+    monkeypatch.setattr(picture_folders, "TINY_IMAGENET_URL", archive.as_uri())
+    monkeypatch.setattr(picture_folders, "TINY_IMAGENET_MD5", md5(archive))
     return archive
 
 
@@ -158,5 +158,5 @@ def test_archive_that_would_write_elsewhere(tmp_path):
     with zipfile.ZipFile(archive, "w") as zipped:
         zipped.writestr("tiny-imagenet-200/../../escaped.txt", "!")
     with pytest.raises(UsageError, match="unexpected file"):
-        sources.fetch_tinyimagenet(tmp_path / "new", archive.as_uri(), md5(archive), progress=False)
+        picture_folders.fetch_tinyimagenet(tmp_path / "new", archive.as_uri(), md5(archive), progress=False)
     assert not list(tmp_path.rglob("escaped.txt"))

@@ -29,10 +29,11 @@ def adjoints(run):
     return chosen, results
 
 
-SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS if n.startswith("resnet")]
+SLOW = [n for n in NETWORKS if n.startswith(("resnet", "densenet"))]
+FOR_PICTURES = [n for n in NETWORKS if n not in SLOW and not n.startswith(("lstm", "gru"))]
 
 
-@pytest.mark.parametrize("name", [n for n in NETWORKS if not n.startswith("resnet")] + SLOW)
+@pytest.mark.parametrize("name", FOR_PICTURES + [pytest.param(n, marks=pytest.mark.slow) for n in SLOW])
 def test_forward_mode_is_the_double_backward(name):
     network = load_model(name, 10, SHAPE, seed=0).double()
     vmapped = name.startswith("mlp")

@@ -19,6 +19,9 @@ IN_TABLE = {name for row in EFFECTS for name in row.flags}
 
 # flag -> [(a command line in which it does nothing, one in which it counts)], one for each row on it
 EXAMPLES: dict[str, list[tuple[str, str]]] = {
+    "history": [("--history 7", "--history 7 --dataset_name air")],
+    "horizon": [("--horizon 2", "--horizon 2 --dataset_name timeseries")],
+    "neighbors": [("--neighbors 4", "--neighbors 4 --mode nearest")],
     "dataset_path": [("--dataset_path x", "--dataset_path x --dataset_name cifar10")],
     "download": [
         ("--download", "--download --dataset_name svhn"),
@@ -137,7 +140,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     ],
     "target": [
         ("--target consensus --stage 1", "--target consensus"),
-        ("--target consensus --pruning_algorithm if", "--target consensus --audit --methods if"),
+        ("--target consensus --pruning_algorithm random", "--target consensus --pruning_algorithm if"),
     ],
     "memory_gb": [("--memory_gb 1 --stage 1", "--memory_gb 1")],
     "audit": [("--audit --stage 1", "--audit")],

@@ -29,7 +29,7 @@ from utils.torchvision_shim import torchvision
 
 SMALL = ["squeezenet", "shufflenet", "cnn", "cnn_smooth", "mlp", "mlp_smooth"]  # milliseconds, not seconds
 WITH_SLOW_RESNETS = [
-    pytest.param(name, marks=pytest.mark.slow) if name in ("resnet34", "resnet50") else name for name in NETWORKS
+    pytest.param(name, marks=pytest.mark.slow) if name in ("resnet34", "resnet50", "densenet121") else name for name in NETWORKS
 ]
 
 
@@ -60,12 +60,25 @@ def test_parameter_counts(name, shape, parameters):
     assert sum(p.numel() for p in load_model(name, 10, shape, seed=0).parameters()) == parameters
 
 
+SEQUENCES = ("lstm", "lstm_mean", "gru")
+
+
+def some_inputs(name, count, shape, **options):
+    """Random pictures of a shape, or for networks that take no others sequences of 6 steps."""
+    if name not in SEQUENCES:
+        return torch.rand(count, *shape, **options)
+    sequences = torch.rand(count, 6, 5, **options)
+    sequences[..., -1] = 1.0
+    return sequences
+
+
 @pytest.mark.parametrize("name", WITH_SLOW_RESNETS)
 def test_every_size_gives_logits_and_the_head_maps_features_to_them(name):
     sizes = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64)] + [(3, 96, 96)] * (name in SMALL)
-    for shape in sizes if name in SMALL or name == "resnet18" else [(1, 8, 8), (3, 32, 32)]:
+    sizes = sizes if name in SMALL or name == "resnet18" else [(1, 8, 8), (3, 32, 32)]
+    for shape in [(6, 5)] if name in SEQUENCES else sizes:
         model = load_model(name, 7, shape, seed=0).eval()
-        images = torch.rand(2, *shape)
+        images = some_inputs(name, 2, shape)
         with torch.no_grad():
             logits, inputs = model(images), features(model, images)
             assert logits.shape == (2, 7) and logits.std() > 0
@@ -147,10 +160,10 @@ def test_a_forward_pass_draws_no_random_numbers(name):
 def test_hessian_vector_products_are_symmetric(name):
     """u.Hv == v.Hu, in double precision, through functional_call and double backward in training mode:
     an in-place operation that spoils a saved tensor raises, or breaks the symmetry."""
-    model = load_model(name, 4, (2, 8, 8), seed=0).double().train()
+    model = load_model(name, 4, (6, 5) if name in SEQUENCES else (2, 8, 8), seed=0).double().train()
     params = {key: value.detach().requires_grad_() for key, value in model.named_parameters()}
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(4, 2, 8, 8, generator=generator, dtype=torch.float64)
+    images = some_inputs(name, 4, (2, 8, 8), generator=generator, dtype=torch.float64)
     loss = nn.functional.cross_entropy(functional_call(model, params, (images,)), torch.arange(4))
     grads = torch.autograd.grad(loss, params.values(), create_graph=True)
 
@@ -191,13 +204,13 @@ def test_smooth_networks_have_the_curvature_that_their_gradients_show(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_hooks_see_what_a_layer_returned(name):
     """No in-place activation overwrites the output of a convolution or linear layer."""
-    model = load_model(name, 4, (1, 16, 16), seed=0).eval()
+    model = load_model(name, 4, (6, 5) if name in SEQUENCES else (1, 16, 16), seed=0).eval()
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(lambda m, i, out: seen.append((out, out.detach().clone())))
     with torch.no_grad():
-        model(torch.rand(1, 1, 16, 16))
+        model(some_inputs(name, 1, (1, 16, 16)))
     assert seen and all(torch.equal(later, then) for later, then in seen)
 
 
@@ -279,7 +292,7 @@ def test_files_that_do_not_fit_are_refused_in_one_line(saved, tmp_path):
         return str(caught.value)
 
     assert "no model file" in message(tmp_path / "missing.safetensors")
-    assert "5 classes" in message(path, 6)
+    assert "5 outputs" in message(path, 6)
     assert "--image_size 16" in message(path, 5, (3, 32, 32))
     for cut in (0, 4, 100, len(good) - 1):
         path.write_bytes(good[:cut])
@@ -390,8 +403,10 @@ def test_a_weights_file_is_never_unpickled(hub):
         (("resnet81", 10, (3, 32, 32)), "Did you mean 'resnet18'"),
         (("cnn", 10, (3, 7, 32)), "--image_size 8"),
         (("resnet50", 10, (1, 4, 4)), "--image_size 8"),
-        (("cnn", 0, (3, 32, 32)), "at least one class"),
-        (("cnn", 10, (32, 32)), "channels, height, width"),
+        (("cnn", 0, (3, 32, 32)), "at least one output"),
+        (("lstm", 10, (3, 32, 32)), "takes sequences"),
+        (("cnn", 10, (7, 41)), "try lstm, gru or mlp"),
+        (("cnn", 10, (32,)), "channels, height, width"),
         (("cnn", 10, (0, 32, 32)), "channels, height, width"),
         (("cnn",), "num_outputs and input_shape"),
     ],

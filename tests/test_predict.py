@@ -77,7 +77,7 @@ def test_grey_pictures_for_a_model_of_colours_and_the_other_way_round(tmp_path):
     assert np.abs(saved(1, (8, 8)).decode([coloured])[0, 0].numpy().astype(int) - as_grey).max() <= 1
     with pytest.raises(UsageError, match="12x8 pixels"):
         saved(3, (8, 12)).decode([coloured])
-    with pytest.raises(UsageError, match="uint8 pictures of shape"):
+    with pytest.raises(UsageError, match="uint8 samples of shape"):
         saved(3, (8, 8)).probabilities(colour.float())
 
 

@@ -73,7 +73,6 @@ def load(config: Config) -> Dataset:
         progress=not config.quiet,
         history=config.history,
         horizon=config.horizon,
-        seconds=config.sound_seconds,
     )
 
 

@@ -5,6 +5,7 @@ Legend: N workers, D floats a row, K figures (the loss and the task's metrics).
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 import warnings
@@ -79,18 +80,16 @@ class Trainer:
     def train(self) -> dict[str, Any]:
         """All of it; the summary."""
         self.start()
-        try:
+        with contextlib.ExitStack() as begun:
             for observer in self.observers:
                 observer.begin(self)
+                begun.callback(observer.close)
             distributed.barrier()
             self.run()
             summary = self.finish()
             for observer in self.observers:
                 observer.end(summary)
             return summary
-        finally:
-            for observer in self.observers:
-                observer.close()
 
     def start(self) -> None:
         """Write what is known before training, and go to the last checkpoint."""

@@ -69,7 +69,6 @@ EFFECTS: tuple[Effect, ...] = (
         "there is nothing to fetch for --dataset_name {dataset_name}",
     ),
     Effect(("history", "horizon"), _only("dataset_name", "air", "timeseries"), "it is about time series"),
-    Effect(("sound_seconds",), lambda c: False, "it is about sound"),
     Effect(
         ("dirichlet",),
         lambda c: c.partition in (None, "dirichlet") or not c.dirichlet,
