@@ -26,7 +26,9 @@ from utils.errors import UsageError
 from utils.influence import Options, score
 from utils.influence.ripples import ripples
 from utils.records import read_json
-from workers.step_graph import StepGraph, Streams
+from workers.derivatives import Derivatives
+from workers.engine import Engine
+from workers.step_graph import STREAMS, StepGraph, Streams, streams_of
 from workers.worker_vision import Batch, Fleet
 
 # ---- the same numbers ----------------------------------------------------------------------------
@@ -225,6 +227,35 @@ def a_measured_recording_that_does_something_else():
         a_job("cuda", model="cnn", engine="measure")
 
 
+def an_extra_step_of_one_row_in_the_second_matrix():
+    plain = StepGraph._step_row
+
+    def twice(graph: StepGraph, fleet: Fleet, row: int) -> None:
+        for _ in range(2 if row == 2 and graph._recorded else 1):
+            plain(graph, fleet, row)
+
+    with mock.patch.object(StepGraph, "_step_row", twice):
+        a_job("cuda", model="mlp", engine="graph")
+
+
+def no_memory_for_a_timed_candidate():
+    plain = Engine.logits
+
+    def logits(engine: Engine, *arguments, **options) -> Tensor:
+        if engine.name == "vmap":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(engine, *arguments, **options)
+
+    with mock.patch.object(Engine, "logits", logits):
+        a_job("cuda", model="mlp", engine="measure")
+
+
+def no_memory_for_a_derivative():
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    with mock.patch.object(Derivatives, "_by_forward_mode", side_effect=error):
+        score("cascade", recorded(a_job("cuda", model="mlp_smooth", engine="loop")), Options())
+
+
 def streams_that_do_not_wait_for_the_first():
     with on_branches(fork=False, join=True):
         a_step(a_fleet())
@@ -293,6 +324,9 @@ FAULTS = {
     no_memory_in_a_recorded_step: (torch.OutOfMemoryError, "out of memory"),
     a_failed_recording_among_timed_candidates: (UsageError, "cannot be recorded.*capturing: item"),
     a_measured_recording_that_does_something_else: (UsageError, "recorded steps of this network differ"),
+    an_extra_step_of_one_row_in_the_second_matrix: (UsageError, "recorded steps of this network differ"),
+    no_memory_for_a_timed_candidate: (torch.OutOfMemoryError, "out of memory"),
+    no_memory_for_a_derivative: (torch.OutOfMemoryError, "out of memory"),
     streams_that_do_not_wait_for_the_first: (UsageError, "cannot be recorded.*has not waited"),
     streams_that_are_not_joined: (UsageError, "cannot be recorded.*not joined"),
     streams_that_share_memory: (UsageError, "cannot be recorded.*two streams touch the same memory"),
@@ -311,3 +345,12 @@ def test_a_planted_mistake_is_noticed(fault):
     error, reason = FAULTS[fault]
     with pytest.raises(error, match=reason), stand_in():
         fault()
+
+
+@in_own_process
+def test_all_fleets_share_the_streams_of_a_device():
+    streams_of.cache_clear()
+    with stand_in(), mock.patch("torch.cuda.Stream", mock.Mock(wraps=torch.cuda.Stream)) as made:
+        for _ in range(3):
+            a_step(a_fleet())
+    assert made.call_count == 1 + STREAMS

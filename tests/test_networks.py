@@ -28,9 +28,8 @@ from utils.registry import NETWORKS
 from utils.torchvision_shim import torchvision
 
 SMALL = ["squeezenet", "shufflenet", "cnn", "cnn_smooth", "mlp", "mlp_smooth"]  # milliseconds, not seconds
-WITH_SLOW_RESNETS = [
-    pytest.param(name, marks=pytest.mark.slow) if name in ("resnet34", "resnet50", "densenet121") else name for name in NETWORKS
-]
+SLOW = ("resnet34", "resnet50", "densenet121")
+WITH_SLOW_RESNETS = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NETWORKS]
 
 
 def _states_equal(a: nn.Module, b: nn.Module) -> bool:
