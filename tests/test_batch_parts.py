@@ -176,7 +176,7 @@ def test_scores_and_retraining_go_the_same_way(whole):
     final = RecordedRun(job, rounds).final()
     assert torch.equal(job.engine.layout.canonical(final), end)
     elsewhere = Recipe(config, training.execution.Execution(**record["execution"] | {"threads": 1}), rounds, "").job()
-    everything_Mn = torch.ones(5, len(job.dataset.labels_n))
+    everything_Mn = torch.ones(5, len(job.dataset.targets_n))
     values = [retrain(j, rounds, everything_Mn[:m], "nodes") for j, m in ((job, 1), (job, 5), (elsewhere, 2))]
     assert len({value for values_M in values for value in values_M.tolist()}) == 1
 

@@ -71,6 +71,7 @@ def test_the_record_is_what_the_predictions_say(folder):
         assert right[name].mean() == pytest.approx(command.load(folder / name / "summary.json")["test_accuracy"])
     over = paired_interval(right["stage2_delete_0.5"], right["stage2_random_0.5"])
     assert record["over_random"] == pytest.approx(list(over))
+    assert record["runs"] == {"stage1": ["stage1"], "stage2": ["stage2_delete_0.5"], "control": ["stage2_random_0.5"]}
 
 
 def test_without_control(tmp_path):
@@ -96,7 +97,8 @@ def test_a_run_without_predictions_is_compared_without_interval(copy):
 
 
 def test_over_seeds_it_is_the_t_interval_over_seeds(tmp_path, capsys):
-    folder = prune(tmp_path, "--pruning_algorithm", "delete", *HALF, "--seeds", "3")
+    folder = prune(tmp_path, "--pruning_algorithm", "delete", *HALF, "--seeds", "3", "--plots")
+    assert {"comparison.png", "comparison_delete_0.5.png"} <= {path.name for path in folder.glob("*.png")}
     record = command.load(folder / "comparison_delete_0.5.json")
     assert record == command.load(folder / "comparison.json")
     each = [command.load(folder / f"seed-{s}" / "comparison.json") for s in range(3)]
@@ -104,4 +106,5 @@ def test_over_seeds_it_is_the_t_interval_over_seeds(tmp_path, capsys):
     low, high = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
     assert record["over_random"] == pytest.approx([np.mean(gains), low, high])
     assert record["control_test_accuracy"]["values"] == [r["control"]["test_accuracy"] for r in each]
+    assert record["runs"]["control"] == [f"seed-{s}/stage2_random_0.5" for s in range(3)]
     assert record["verdict"] in capsys.readouterr().out and "over 3 seeds" in record["verdict"]

@@ -88,7 +88,11 @@ def rename_a_class(file):
     file.write_bytes(file.read_bytes().replace(b"bee", b"wax"))
 
 
-@pytest.mark.parametrize("damage", [cut, scribble, misfit, other_type, flip_a_bit, rename_a_class])
+def rename_a_file(file):
+    file.write_bytes(file.read_bytes().replace(b"ant/1.png", b"ant/2.png"))
+
+
+@pytest.mark.parametrize("damage", [cut, scribble, misfit, other_type, flip_a_bit, rename_a_class, rename_a_file])
 def test_damaged_cache_is_rebuilt_with_a_warning(tmp_path, load, recwarn, damage):
     root = picture_folder(tmp_path / "pictures")
     first = load("imagefolder", root)
@@ -147,6 +151,41 @@ def test_a_change_in_a_deep_folder_is_seen_and_circles_of_links_end(tmp_path, lo
     Image.new("L", (6, 6), 6).save(deep / "0.bmp")
     os.utime(deep / "0.bmp", ns=(1, 1))
     assert load("imagefolder", root).inputs_n[:, 0, 0, 0].tolist()[:4] == [0, 1, 2, 6]
+
+
+# --------------------------------------------------------------- sources
+
+
+def test_each_training_sample_names_its_file_or_its_number(tmp_path, load, monkeypatch):
+    root = picture_folder(tmp_path / "pictures")
+    deep = root / "train" / "ant" / "zoo" / "two\nlines"
+    deep.mkdir(parents=True)
+    Image.new("L", (6, 6), 9).save(deep / "0.png")
+    for _ in ("decoded", "from the cache"):
+        sources = load("imagefolder", root).sources
+        assert sources == (
+            *(f"train/ant/{i}.png" for i in range(3)), "train/ant/zoo/two lines/0.png",
+            *(f"train/bee/{i}.png" for i in range(3)),
+        )  # fmt: skip
+    monkeypatch.setitem(DATASETS, "imagefolder", no_reading)
+    assert load("imagefolder", root).sources == sources
+    digits = load_dataset("digits")
+    from sklearn.datasets import load_digits
+
+    numbers = [int(source.removeprefix("load_digits ")) for source in digits.sources]
+    assert load_digits().target[numbers].tolist() == digits.targets_n.tolist()
+    images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
+    arrays = Arrays(images, torch.tensor([0, 1, 0, 1]), images[:2], torch.tensor([0, 1]), ("a", "b"))
+    monkeypatch.setitem(DATASETS, "svhn", lambda *_: arrays)
+    assert load("svhn", tmp_path / "svhn").sources == ("train 0", "train 1", "train 2", "train 3")
+
+
+def test_the_fingerprint_does_not_depend_on_names_of_files(tmp_path, load):
+    root = picture_folder(tmp_path / "pictures")
+    before = load("imagefolder", root)
+    (root / "train" / "ant" / "0.png").rename(root / "train" / "ant" / "00.png")
+    after = load("imagefolder", root)
+    assert after.fingerprint == before.fingerprint and after.sources != before.sources
 
 
 # --------------------------------------------------------------- the fingerprint
@@ -211,7 +250,7 @@ def test_differences_are_said(key, value, said):
         ({"test_inputs_m": torch.zeros(2, 1, 4, 5, dtype=torch.uint8)}, "differ in size"),
         ({"inputs_n": torch.zeros(4, 1, 4, 4)}, "neither pictures of bytes"),
         ({"inputs_n": torch.zeros(0, 1, 4, 4, dtype=torch.uint8), "targets_n": torch.zeros(0).long()}, "are 0 tr"),
-        ({"sources": ("a",)}, "1 names"),
+        ({"sources": ("a", "b")}, "4 training samples and 2 names"),
     ],
 )
 def test_what_a_reader_gives_must_fit_together(wrong, said, tmp_path, load, monkeypatch):

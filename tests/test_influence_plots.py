@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 import warnings
 
@@ -23,6 +23,8 @@ from utils.records import UsageError, write_json
 from utils.scores import write_scores
 from utils.topology import build_topology
 from visualization import influence_plots as plots
+from visualization.comparison_plots import Pruning, Stage, draw_all_comparisons, draw_comparison
+from visualization.finals import Final
 from visualization.node_view import HARMED, HELPED, draw_node_view
 from visualization.score_plots import _score_axis, draw_scores
 from visualization.style import RED
@@ -37,68 +39,13 @@ def write(path, scores_n, sample_id_n, worker_n):
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """A run with two stages, scores, and 1 of 8 workers bad."""
+    """A run with scores, and 1 of 8 workers bad."""
     root = tmp_path_factory.mktemp("run")
-    for seed, stage in enumerate(("stage1", "stage2_cascade_0.6")):
-        make_run(root / stage, 8, seed=seed, rounds=20)
-        worker_N = np.linspace(0.90, 0.95, 8) + 0.01 * seed
-        write_json(
-            root / stage / "summary.json",
-            {"test_accuracy": 0.94 + 0.0125 * seed, "worker_test_accuracy": worker_N},
-        )
+    make_run(root / "stage1", 8, rounds=20)
     worker_n = np.arange(400) % 8
     scores_n = 1e-4 * RNG(0).standard_t(2, 400) - 3e-4 * (worker_n == 3)
     write(root / "influence" / "dice.zarr", scores_n, np.arange(400)[::-1], worker_n)
     return root
-
-
-# ---- stage against stage ------------------------------------------------------------------------
-
-
-def test_comparison_shows_both_stages_and_the_difference(run_dir, tmp_path):
-    paths = run_dir / "stage1", run_dir / "stage2_cascade_0.6"
-    assert imread(plots.plot_comparison(*paths, tmp_path / "c.png")).shape[0] > 400
-    records = {
-        path.name: (
-            [json.loads(row) for row in (path / "metrics.jsonl").read_text().splitlines()],
-            json.loads((path / "summary.json").read_text()),
-        )
-        for path in paths
-    }
-    figure = plots.draw_comparison(records)
-    assert_legible(figure)
-    loss, accuracy, final = figure.axes
-    for axes, what in (loss, "loss"), (accuracy, "accuracy"):
-        for stage, (lines, _) in enumerate(records.values()):
-            band = axes.collections[stage].get_paths()[0].vertices
-            worker_TN = np.array([row[f"worker_val_{what}"] for row in lines])
-            for row, worker_N in zip(lines, worker_TN, strict=True):
-                at_round = band[band[:, 0] == row["round"], 1]
-                assert (at_round.min(), at_round.max()) == (worker_N.min(), worker_N.max())
-            mean, consensus = axes.lines[2 * stage : 2 * stage + 2]
-            np.testing.assert_array_equal(mean.get_ydata(), [row[f"val_{what}"] for row in lines])
-            np.testing.assert_array_equal(consensus.get_ydata(), [row[f"consensus_val_{what}"] for row in lines])
-            assert consensus.get_linewidth() > 2 * mean.get_linewidth()
-    assert final.get_title(loc="left") == "Test accuracy: +1.25 points"
-    assert [t.get_text() for t in final.get_xticklabels()] == ["stage 1\n94.00%", "stage 2\n95.25%"]
-    dots = final.collections[0].get_offsets()
-    np.testing.assert_allclose(dots[:, 1], np.linspace(0.90, 0.95, 8))
-
-
-def test_equal_stages_are_not_blown_up_and_names_come_from_the_folder(run_dir):
-    lines = [{"round": 0, "val_loss": 1.0, "val_accuracy": 0.5}]
-    figure = plots.draw_comparison({"a": (lines, {"test_accuracy": 0.9}), "b": (lines, {"test_accuracy": 0.9})})
-    assert_legible(figure)
-    assert np.ptp(figure.axes[2].get_ylim()) >= 0.0199
-    assert plots._stage2_name("r/stage2_if_0.85") == "stage 2, if, 85% kept"
-    assert plots._stage2_name("r/other") == "other"
-
-
-def test_comparison_refuses_an_unfinished_stage(run_dir, tmp_path):
-    make_run(tmp_path / "stage2_if_0.6", 8, rounds=4)
-    (tmp_path / "stage2_if_0.6" / "summary.json").unlink()
-    with pytest.raises(UsageError, match="summary.json"):
-        plots.plot_comparison(run_dir / "stage1", tmp_path / "stage2_if_0.6", tmp_path / "c.png")
 
 
 # ---- scores -------------------------------------------------------------------------------------
@@ -162,6 +109,11 @@ def test_scores_are_legible_at_every_size(classes, workers, n, heavy):
     )  # fmt: skip
     assert_legible(figure)
     assert figure.axes[1].get_xlim()[0] <= scores_n.min() and figure.axes[1].get_xlim()[1] >= scores_n.max()
+    for axes in figure.axes[0], figure.axes[1]:  # whole numbers in a unit that the label names
+        FigureCanvasAgg(figure).draw()
+        labels = [float(text.get_text().replace("−", "-").replace(",", "")) for text in axes.get_xticklabels()]
+        power = int(re.search(r"10\^\{(-?\d+)\}", axes.get_xlabel())[1])
+        np.testing.assert_allclose(np.array(labels) * 10.0**power, axes.get_xticks(), atol=1e-12)
 
 
 @pytest.mark.parametrize("scores_n", [np.zeros(0), np.zeros(20), np.full(20, 3.0)])
@@ -242,8 +194,8 @@ def test_audit_draws_predicted_against_actual(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_contact_sheet_shows_the_extremes_in_order_and_frames_the_flipped(channels):
     rng = RNG(3)
-    images = rng.integers(0, 256, (50, 8, 8, channels), dtype=np.uint8)
-    labels, scores, ids = rng.integers(0, 3, 50), 1e-3 * rng.standard_normal(50), 7 * np.arange(50)
+    images = rng.integers(0, 256, (350, 8, 8, channels), dtype=np.uint8)
+    labels, scores, ids = rng.integers(0, 3, 350), 1e-3 * rng.standard_normal(50), 7 * np.arange(50)
     scores[4] = np.nan
     order = [i for i in np.argsort(-scores) if i != 4]
     flipped = [int(ids[order[2]]), int(ids[order[-1]]), int(ids[order[25]])]  # the last is not shown
@@ -252,15 +204,29 @@ def test_contact_sheet_shows_the_extremes_in_order_and_frames_the_flipped(channe
     expected = [*order[:16], *order[::-1][:16]]
     assert len(figure.axes) == 32
     for axes, i in zip(figure.axes, expected, strict=True):
-        np.testing.assert_array_equal(axes.images[0].get_array(), images[i].squeeze())
+        np.testing.assert_array_equal(axes.images[0].get_array(), images[ids[i]].squeeze())
         name, caption = axes.get_title().split("\n")
-        assert caption.startswith(f"#{ids[i]} ") and name[:5] == names[labels[i]][:5]
+        assert caption.startswith(f"#{ids[i]} ") and name[:5] == names[labels[ids[i]]][:5]
         assert float(caption.split()[1].replace("−", "-")) == pytest.approx(1e3 * scores[i], abs=0.006)
         framed = any(isinstance(patch, Rectangle) for patch in axes.patches)
         assert framed == (ids[i] in flipped)
     assert "$10^{-3}$" in figure.texts[0].get_text()
     if channels == 1:
         assert_legible(figure)
+
+
+def test_contact_sheet_names_the_method_and_the_files():
+    images, labels, ids = np.zeros((40, 4, 4, 1), np.uint8), np.zeros(40, int), np.arange(40)
+    sources = [f"train/a/deep folder of some camera {k}/picture {k}.png" for k in range(39)] + ["train 39"]
+    figure = plots.draw_contact_sheet(images, labels, 1e-3 * ids, ids, ["a"], None, "cascade", sources)
+    assert_legible(figure)
+    assert [text.get_text().split("\n")[0] for text in figure.texts] == [
+        "Most helpful samples, cascade", "Most harmful samples, cascade",
+    ]  # fmt: skip
+    captions = [axes.get_title().split("\n")[2:] for axes in figure.axes]
+    assert captions[:2] == [["train 39"], ["…r of some camera 38/", "picture 38.png"]]
+    assert captions[16] == ["…er of some camera 0/", "picture 0.png"]
+    assert "sources.txt" in figure.texts[0].get_text()
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 9])
@@ -396,15 +362,17 @@ def test_bad_workers_that_hold_no_scored_sample_are_not_marked():
 
 def test_every_picture_takes_any_name(run_dir):
     zeros = np.zeros(len(NASTY), int)
-    lines = [{"round": 0, "val_loss": 1.0, "val_accuracy": 0.5}]
+    lines = [{"round": 0, "epoch": 0, "val_loss": 1.0, "val_accuracy": 0.5}]
     method = {"lds": 0.5, "interval": None, "predicted": [0.1]}
+    end = Final(np.array([0.5]))
     curve = {"test_accuracy": [0.5]}
     labels = np.arange(len(NASTY))
     images = np.zeros((len(NASTY), 4, 4, 1), np.uint8)
     for figure in (
         draw_scores(np.linspace(-1, 1, len(NASTY)), labels, zeros, NASTY, method=NASTY[0]),
-        plots.draw_contact_sheet(images, labels, np.linspace(-1e-3, 1e-3, len(NASTY)), labels, NASTY),
-        plots.draw_comparison({name: (lines, {"test_accuracy": 0.5}) for name in NASTY[:2]}),
+        plots.draw_contact_sheet(images, labels, np.linspace(-1, 1, len(NASTY)), labels, NASTY, None, NASTY[0], NASTY),
+        draw_comparison([Stage(name, [lines], end, {"color": RED}) for name in NASTY], True, NASTY[0]),
+        draw_all_comparisons([Pruning(name, end, None, None, {"color": RED}) for name in NASTY]),
         plots.draw_audit(audit_of(dict.fromkeys(NASTY, method), [0.1]) | {"target": "$\\frac{$"}),
         plots.draw_sweep({"ratios": [0.5], "methods": dict.fromkeys(NASTY, curve), "stage1": {"test_accuracy": 0.5}}),
         draw_node_view(node_view(4) | {"algorithm": "$\\frac{$"}, build_topology("ring", 4).to_json()),

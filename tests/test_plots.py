@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
+from scipy import stats
 
 from utils.records import (
     MetricsLog,
@@ -29,12 +30,14 @@ from utils.records import (
     write_json,
     write_labels,
     write_partition,
+    write_predictions,
 )
 from utils.topology import build_topology
 from visualization import plot_utils as plots
-from visualization.checked import load_lines, load_summary
+from visualization.checked import load_lines, load_summary, was_pruned
 from visualization.class_plots import count_classes, draw_confusion
-from visualization.several_runs import run_names
+from visualization.finals import Final, load_final
+from visualization.several_runs import draw_compare, run_names
 from visualization.style import graph_edges, node_diameter, place_workers, plain, style
 
 CLASSES = 10
@@ -83,6 +86,14 @@ def runs(tmp_path_factory) -> dict[int, Path]:
     root = tmp_path_factory.mktemp("results")
     modes = {1: "ring", 8: "exponential", 64: "random", 1024: "grid"}
     return {n: make_run(root / f"{mode}{n}" / "stage1", n, mode, rounds=16) for n, mode in modes.items()}
+
+
+NONE = np.array([np.nan])
+
+
+def compare(runs: dict, test_accuracy: float = np.nan) -> Figure:
+    """Runs on one sheet, each with the same figure at the end."""
+    return draw_compare(runs, dict.fromkeys(runs, Final(np.array([test_accuracy]))))
 
 
 def figures_of(path: Path) -> dict[str, Figure]:
@@ -185,7 +196,7 @@ def test_missing_values_are_left_out_and_divergence_gets_a_log_scale():
     empty = [{key: None for key in line} | {"round": k} for k, line in enumerate(lines)]
     for nothing in (empty, []):
         figures = [plots.draw_training(nothing), plots.draw_consensus_distance(nothing)]
-        figures += [plots.draw_compare({"a": nothing}), plots.draw_seeds([nothing, nothing])]
+        figures += [compare({"a": [nothing]}), plots.draw_seeds([nothing, nothing])]
         for figure in figures:
             FigureCanvasAgg(figure).draw()
 
@@ -299,28 +310,96 @@ def test_comparison_has_one_colour_a_run_and_only_the_panels_that_were_logged():
     several = {f"run{k}": [metrics_line(r, 4, rng, 1 + k) for r in range(0, 20, 2)] for k in range(3)}
     for row in several["run1"]:
         del row["bytes"]
-    figure = plots.draw_compare(several)
+    figure = compare({name: [lines] for name, lines in several.items()}, 0.9)
     assert_legible(figure)
-    assert [axes.get_xlabel() for axes in figure.axes] == ["round", "simulated time (s)", "bytes sent"]
+    final, *panels = figure.axes
+    assert [axes.get_xlabel() for axes in panels] == ["epoch", "simulated time (s)", "bytes sent"]
+    assert final.get_xlabel().startswith("test accuracy at the end")
+    assert [tick.get_text() for tick in final.get_yticklabels()] == list(several)
     for k, name in enumerate(several):
-        curves = [axes.lines[k] for axes in figure.axes]
+        curves = [axes.lines[k] for axes in panels]
         assert {curve.get_label() for curve in curves} == {name}
-        assert len({curve.get_color() for curve in curves}) == 1
-    assert figure.axes[2].lines[0].get_xdata()[-1] == several["run0"][-1]["bytes"], "cumulative already"
-    assert "not logged: 1 of 3 runs" in figure.axes[2].texts[0].get_text()
-    assert len({axes_line.get_color() for axes_line in figure.axes[0].lines}) == 3
+        assert {curve.get_color() for curve in curves} == {final.lines[k].get_color()}
+    assert panels[2].lines[0].get_xdata()[-1] == several["run0"][-1]["bytes"], "cumulative already"
+    assert panels[0].lines[0].get_xdata()[-1] == several["run0"][-1]["epoch"]
+    assert "not logged: 1 of 3 runs" in panels[2].texts[0].get_text()
+    assert len({axes_line.get_color() for axes_line in panels[0].lines}) == 3
     for row in several["run2"]:  # no consensus model in one of them: all are shown by the workers' mean
         row |= {"consensus_val_accuracy": None, "bytes": None, "virtual_seconds": None}
     for row in several["run0"] + several["run1"]:
         row |= {"bytes": None, "virtual_seconds": None}
-    (axes,) = plots.draw_compare(several).axes
+    _, axes = compare({name: [lines] for name, lines in several.items()}).axes
     assert "mean of workers" in axes.get_ylabel()
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), [row["val_accuracy"] for row in several["run0"]])
 
 
+def test_a_run_of_several_seeds_is_a_mean_with_its_deviation_on_a_sheet_of_several():
+    seeds = [[metrics_line(r, 4, np.random.default_rng(s), 1 + s) for r in range(0, 20, 2)] for s in range(3)]
+    figure = draw_compare({"a": seeds, "b": seeds[:1]}, {"a": Final(np.array([0.8, 0.9, 0.7])), "b": Final(NONE)})
+    assert_legible(figure)
+    final, epochs, seconds, _ = figure.axes
+    np.testing.assert_allclose(seconds.lines[0].get_xdata(), 2 * np.arange(0, 20, 2), err_msg="the mean pace is 2")
+    of_seeds_ST = np.array([[row["consensus_val_accuracy"] for row in lines] for lines in seeds])
+    np.testing.assert_allclose(epochs.lines[0].get_ydata(), of_seeds_ST.mean(0))
+    assert len(epochs.collections) == 1, "a single run has no deviation"
+    (bar,) = final.collections[0].get_segments()
+    np.testing.assert_allclose(bar[:, 0], [0.7, 0.9])
+    assert [text.get_text() for text in final.texts] == ["80.00%", "no figure"]
+    assert final.get_xlabel().endswith("bar: ± standard deviation over 3 seeds")
+
+
+def test_runs_that_send_little_keep_their_place_on_the_axis_of_bytes():
+    def run(sent):
+        return [[{"round": r, "epoch": r, "bytes": sent * r, "consensus_val_accuracy": 0.1 * r} for r in range(6)]]
+
+    figure = compare({"local": run(0), "cheap": run(10_000), "dear": run(50_000_000)})
+    assert_legible(figure)
+    axes = figure.axes[-1]
+    x = axes.transData.transform([(0, 0), (10_000, 0), (50_000, 0), (250_000_000, 0)])[:, 0]
+    assert (np.diff((x - x[0]) / (x[-1] - x[0])) > 0.08).all()
+    labels = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert labels[:2] == ["0 B", "10 kB"] and len(labels) <= 6
+
+
+def test_a_sheet_of_losses_shows_losses_and_a_pruned_run_says_what_chose_its_samples(runs, tmp_path):
+    lines = [[metrics_line(r, 4, np.random.default_rng(0)) for r in range(0, 8, 2)]]
+    final, epochs, *_ = draw_compare({"a": lines}, {"a": Final(np.array([0.321]))}, "loss", chosen=True).axes
+    assert final.get_title(loc="left") == "Test loss" and final.texts[0].get_text() == "0.321"
+    np.testing.assert_array_equal(epochs.lines[0].get_ydata(), [row["consensus_val_loss"] for row in lines[0]])
+    assert "its samples chose what is kept" in epochs.get_ylabel()
+    assert not was_pruned(runs[8])
+    for algorithm, chosen in ("if", True), ("random", False), ("noprune", False):
+        write_json(tmp_path / "config.json", {"pruning": {"algorithm": algorithm}})
+        assert was_pruned(tmp_path) == chosen
+
+
+def test_the_test_accuracy_of_one_run_has_the_interval_of_its_predictions(tmp_path):
+    write_json(tmp_path / "summary.json", {"test_accuracy": 0.9, "test_loss": 0.3})
+    assert load_final([tmp_path]).ends is None, "no predictions"
+    write_predictions(tmp_path, np.zeros(200, int), np.arange(200) < 20)
+    low, high = stats.binomtest(180, 200).proportion_ci(0.95, "wilson")
+    np.testing.assert_allclose(load_final([tmp_path]).ends, (low, high))
+    assert load_final([tmp_path], "loss") == Final(np.array([0.3]), None)
+    assert load_final([tmp_path / "unfinished"]).ends is None
+
+
+@pytest.mark.parametrize("low, high", [(0.003, 0.9), (1e-4, 80.0), (0.3, 0.6), (0.5, 40.0)])
+def test_logarithmic_ticks_are_plain_numbers(low, high):
+    lines = [{"round": r, "epoch": r, "val_loss": y} for r, y in enumerate((low, high, low))]
+    lines += [{"round": 9, "epoch": 9, "train_loss": 21 * high}]
+    loss = plots.draw_training(lines).axes[0]
+    distance = plots.draw_consensus_distance([{"round": r, "consensus_distance": y} for r, y in ((0, high), (1, low))])
+    for axes in loss, distance.axes[0]:
+        assert axes.get_yscale() == "log"
+        FigureCanvasAgg(axes.figure).draw()
+        labels = [text.get_text() for text in axes.get_yticklabels() + axes.get_yticklabels(minor=True)]
+        labels = [label for label in labels if label]
+        assert len(labels) >= 2 and all(float(label) > 0 for label in labels)
+
+
 def test_seeds_show_mean_and_sample_deviation_over_common_rounds():
     curves = {0: [1.0, 0.8, 0.5], 1: [2.0, 1.0, 0.7], 2: [3.0, 1.5]}  # the third seed stopped early
-    several = [[{"round": r, "consensus_val_loss": y, "val_accuracy": y / 4} for r, y in enumerate(ys)]
+    several = [[{"round": r, "epoch": r, "consensus_val_loss": y, "val_accuracy": y / 4} for r, y in enumerate(ys)]
                for ys in curves.values()]  # fmt: skip
     loss, accuracy = plots.draw_seeds(several).axes
     mean = loss.lines[-1]
@@ -329,6 +408,9 @@ def test_seeds_show_mean_and_sample_deviation_over_common_rounds():
     band = loss.collections[0].get_paths()[0].vertices
     np.testing.assert_allclose([band[band[:, 0] == 0, 1].min(), band[band[:, 0] == 0, 1].max()], [1.0, 3.0])
     assert len(loss.lines) == 4 and "mean of workers" in accuracy.get_ylabel()
+    assert loss.get_xlabel() == "epoch"
+    figure = plots.draw_seeds(several, Final(np.array([0.90, 0.92, 0.94])))
+    assert figure.get_suptitle() == "Test accuracy at the end: 92.00% ± 2.00%"
     assert not plots.draw_seeds(several[:1]).axes[0].collections, "one seed has no deviation"
 
 
@@ -444,7 +526,7 @@ def test_every_picture_takes_any_name():
         plots.draw_class_mix(counts_CC, NASTY),
         draw_confusion(counts_CC, NASTY),
         draw_confusion(counts_CC[:10, :10], NASTY[:10]),
-        plots.draw_compare({name: lines for name in NASTY}),
+        compare({name: [lines] for name in NASTY}, 0.5),
         plots.draw_topology(build_topology("ring", 3).to_json() | {"mode": "$\\frac{$"}),
     ]
     for figure in figures:

@@ -81,6 +81,9 @@ def test_several_runs_go_on_a_sheet_of_their_own(results, capsys):
     assert sheet == str(results / "compare_ring_vs_star.png")
     assert command(capsys, results / "ring" / "stage1", results / "star") == [sheet], "the same comparison"
     assert not Path("comparison.png").exists()
+    assert command(capsys, results / "ring", results / "star", "--loss") == [sheet.replace(".png", "_loss.png")]
+    (sheet,) = command(capsys, results / "ring", results / "seeds")
+    assert sheet == str(results / "compare_ring_vs_seeds.png"), "seeds count as one run"
     (sheet,) = command(capsys, *stages_of(results / "ring"))
     assert sheet == str(results / "ring" / "compare_stage1_vs_stage2_if_0.8.png")
     (seeds,) = command(capsys, "--seeds", results / "ring", results / "star")
@@ -121,7 +124,7 @@ def test_refusals_say_what_to_do(results, capsys, monkeypatch):
     assert "name one of the runs in it: results/ring, results/seeds, results/star" in refused(capsys, results)
     assert "there is no stage1/metrics.jsonl in it" in refused(capsys, ring / "influence")
     assert "there is no results/no" in refused(capsys, ring, results / "no")
-    assert "holds 3 seeds; name one of them, such as results/seeds/seed-0" in refused(capsys, ring, results / "seeds")
+    assert "--loss is for a sheet of several runs" in refused(capsys, ring, "--loss")
     for flags in [], ["--seeds"]:
         assert "a run is named twice" in refused(capsys, ring, ring / "stage1", *flags)
     assert "--out is for a sheet of several runs" in refused(capsys, ring, "--out", "x.png")

@@ -31,6 +31,7 @@ def whole(tmp_path_factory) -> Path:
     for stage in ("stage1", "stage2_if_0.6"):
         make_run(root / stage, N, rounds=4)
         summary = {"test_accuracy": 0.9, "worker_test_accuracy": [0.8, None, 0.9, 0.95], "finetune": finetune}
+        summary["test_loss"] = 0.4
         write_json(root / stage / "summary.json", summary)
         write_json(root / stage / "corruption.json", {"flipped": [0, 3], "bad_workers": [1], "kind": "noise"})
         write_confusion(root / stage, np.eye(CLASSES), [f"class {c}" for c in range(CLASSES)])
@@ -40,6 +41,11 @@ def whole(tmp_path_factory) -> Path:
     write_json(root / "audit.json", audit_of({"dice": method}, [0.1, 0.2, None]))
     curve = {"test_accuracy": [0.9, None, 0.8], "test_accuracy_std": [0.1, None, 0.1]}
     stage1 = {"test_accuracy": 0.9, "test_accuracy_std": 0.01}
+    runs = {"stage1": ["stage1"], "stage2": ["stage2_if_0.6"], "control": None}
+    stages = {"stage1": {"test_accuracy": 0.9}, "stage2": {"test_accuracy": None}, "control": None}
+    over = {"over_stage1": [0.1, 0.0, None], "over_random": None, "verdict": "no"}
+    comparison = {"algorithm": "if", "ratio": 0.6, "seed": 0, "runs": runs, **stages, **over}
+    write_json(root / "comparison_if_0.6.json", comparison)
     write_json(root / "sweep.json", {"ratios": [0.9, 0.5, 0.1], "methods": {"if": curve}, "stage1": stage1, "seeds": 3})
     return root
 
@@ -51,7 +57,7 @@ def folder(whole, tmp_path) -> Path:
 
 
 def compare_stages(root: Path) -> Path:
-    return influence_plots.plot_comparison(root / "stage1", root / "stage2_if_0.6", root / "c.png")
+    return influence_plots.plot_comparison(root / "comparison_if_0.6.json")
 
 
 LOADED_BY = {
@@ -61,6 +67,7 @@ LOADED_BY = {
     "stage1/corruption.json": lambda root: checked.load_corruption(root / "stage1"),
     "node_view_dice.json": lambda root: checked.load_node_view(root / "node_view_dice.json"),
     "audit.json": checked.load_audit,
+    "comparison_if_0.6.json": lambda root: checked.load_comparison(root / "comparison_if_0.6.json"),
     "sweep.json": checked.load_sweep,
 }
 DRAWN_BY = {
@@ -78,6 +85,7 @@ DRAWN_BY = {
     "node_view_dice.json": lambda root: influence_plots.plot_node_view(
         root / "stage1", root / "node_view_dice.json", root / "n.png"
     ),
+    "comparison_if_0.6.json": lambda root: influence_plots.plot_all_comparisons(root),
     "audit.json": lambda root: influence_plots.plot_audit(root, root / "a.png"),
     "sweep.json": lambda root: influence_plots.plot_sweep(root, root / "w.png"),
 }
@@ -165,7 +173,10 @@ def test_metrics_may_be_torn_but_not_broken(folder):
     ("stage1/summary.json", ("finetune", "after"), DELETED, "finetune has no 'after'"),
     ("stage1/metrics.jsonl", ("worker_val_loss", 0), DELETED, "line 1"),
     ("stage1/metrics.jsonl", ("consensus_val_loss",), "0.5", "line 1.consensus_val_loss is no number"),
-    ("stage2_if_0.6/summary.json", ("test_accuracy",), None, "it has no 'test_accuracy'"),
+    ("stage2_if_0.6/summary.json", ("test_accuracy",), "0.9", "test_accuracy is no number"),
+    ("comparison_if_0.6.json", ("stage1",), None, "it has no test accuracy of stage 1"),
+    ("comparison_if_0.6.json", ("runs", "stage1", 0), 1, "runs.stage1 is no list of texts"),
+    ("comparison_if_0.6.json", ("over_stage1", 0), DELETED, "over_stage1 is not of length 3"),
     ("stage1/corruption.json", ("flipped", 0), "x", "flipped is no list of numbers"),
     ("node_view_dice.json", ("table", 0, 0), DELETED, "table is no table of 4 x 4 numbers"),
     ("node_view_dice.json", ("bad_workers", 0), 4, "bad_workers is no list of whole numbers from 0 to 3"),

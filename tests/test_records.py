@@ -261,6 +261,16 @@ def test_partition_and_labels_round_trip(tmp_path):
     assert labels_n.tolist() == [1, 0, 1] and names == ["cat", "été"]
 
 
+def test_sources_round_trip_and_old_runs_have_none(tmp_path):
+    assert records.read_sources(tmp_path) is None
+    names = ["train/é/0.png", "train 1", "", "  x \x85\u2028y"]
+    records.write_sources(tmp_path, names)
+    assert records.read_sources(tmp_path) == names
+    (tmp_path / "sources.txt").write_bytes(b"\xff\n")
+    with pytest.raises(UsageError, match="sources.txt is damaged"):
+        records.read_sources(tmp_path)
+
+
 def test_damaged_or_pickled_arrays_are_refused(tmp_path):
     path = tmp_path / "partition.npz"
     with pytest.raises(UsageError, match="cannot read"):

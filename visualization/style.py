@@ -207,8 +207,12 @@ def loss_scale(axes: Axes) -> None:
 def log_ticks(axis: Axis) -> None:
     """Numbers in full at a logarithmic axis; between powers of ten only where the axis holds few of those."""
     low, high = axis.get_view_interval()
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
+
+    def in_full(value: float, _: int) -> str:
+        return np.format_float_positional(value, precision=3, fractional=False, trim="-")
+
+    axis.set_major_formatter(in_full)
+    axis.set_minor_formatter(in_full if high < 10 * low else NullFormatter())
     if 10 * low <= high < 300 * low:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
 
