@@ -16,6 +16,10 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from utils.args import Config
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel over workers, not inside operators
 
@@ -42,19 +46,23 @@ def main(argv: list[str] | None = None) -> int:
             distributed.leave()
             if lead and config.plots:
                 draw(run_dirs, run_folder(config))
-        if not lead:
-            return 0
+        if lead:
+            report(config, summary, run_folder(config))
     except (UsageError, OSError) as error:  # OSError: a path that cannot be used
         return refusal(error)
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         return 130
+    return 0
+
+
+def report(config: Config, summary: dict[str, Any], folder: Path) -> None:
+    """The last line of a run."""
     spread = f" +- {summary['test_accuracy_std']:.4f} over {config.seeds} seeds" if config.seeds > 1 else ""
     print(
         f"test accuracy of the consensus model {summary['test_accuracy']:.4f}{spread}; "
-        f"{summary['epochs']:.0f} epochs in {summary['seconds']:.0f} s; {run_folder(config)}"
+        f"{summary['epochs']:.0f} epochs in {summary['seconds']:.0f} s; {folder}"
     )
-    return 0
 
 
 def draw(run_dirs: list[Path], folder: Path) -> None:

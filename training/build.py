@@ -24,7 +24,7 @@ from data.batches import Batches, Samples
 from data.corruption import corrupt
 from data.dataset_loader import Dataset, load_dataset, split_validation, subset
 from networks import load_model
-from training.identity import Identity, identity_of
+from training.identity import Identity, check_replay, identity_of
 from utils.args import Config
 from utils.dirichlet import partition
 from utils.errors import UsageError
@@ -54,6 +54,12 @@ class Execution:
     engine: str
     threads: int
     channels_last: bool
+
+    def __post_init__(self) -> None:
+        kinds = {"device": str, "engine": str, "threads": int, "channels_last": bool}
+        odd = [name for name, kind in kinds.items() if type(getattr(self, name)) is not kind]
+        if odd or self.threads < 1:
+            raise TypeError(f"no execution: {vars(self)}")  # of a damaged record
 
 
 @dataclass
@@ -175,6 +181,7 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
     that train together do not agree.
     """
     dataset, train_ids, val_ids, whole_shards, corruption = load_shards(config)
+    check_replay(config, dataset.fingerprint)
     if kept_ids is None and config.keep_samples:
         kept_ids = read_sample_ids("keep_samples", config.keep_samples, len(dataset.labels_n))
         warn_outside("--keep_samples", kept_ids, train_ids)

@@ -8,6 +8,7 @@ Legend: m test samples, S seeds.
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from training.pruning import Stage1, run_stage2
 from utils.errors import UsageError
 from utils.influence.statistics import paired_interval
 from utils.progress import within
-from utils.records import read_predictions, write_json
+from utils.records import read_predictions, read_result, write_json
 
 Interval = tuple[float, float, float]  # mean, and the ends of its 95 % interval (NaN where it is not known)
 KEYS = ("test_accuracy", "test_loss", "consensus_distance", "seconds")
@@ -70,14 +71,26 @@ def difference(a: float | None, b: float | None) -> float | None:
 
 def of_one_run(run_dir: Path, other_dir: Path) -> Interval | None:
     """Test accuracy of one run minus that of another, with an interval over the test samples; None where a run did
-    not record its predictions."""
+    not record its predictions (an older version made it), and with a warning where they are damaged."""
+    if not all((folder / "predictions.npz").exists() for folder in (run_dir, other_dir)):
+        return None
     try:
-        (targets_m, a_m), (others_m, b_m) = read_predictions(run_dir), read_predictions(other_dir)
-    except UsageError:
+        (targets_m, a_m), (others_m, b_m) = own_predictions(run_dir), own_predictions(other_dir)
+    except UsageError as error:
+        warnings.warn(f"no interval: {error}", stacklevel=2)
         return None
     if not np.array_equal(targets_m, others_m):
         return None
     return paired_interval(a_m == targets_m, b_m == targets_m)
+
+
+def own_predictions(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The test samples' targets [m] and a run's predictions [m]. Raises :class:`UsageError` where they are not those of
+    its summary."""
+    targets_m, predicted_m = read_predictions(run_dir)
+    if not len(targets_m) or abs(np.mean(targets_m == predicted_m) - read_result(run_dir)["test_accuracy"]) > 1e-6:
+        raise UsageError(f"{run_dir / 'predictions.npz'} does not have the accuracy of the run's summary.")
+    return targets_m, predicted_m
 
 
 def verdict(method: str, over_stage1: Interval | None, over_random: Interval | None, scope: str) -> str | None:

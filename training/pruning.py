@@ -25,7 +25,7 @@ from training.build import Job, build
 from training.identity import check_identity
 from training.protocols import load_protocol
 from training.retrain import Recipe
-from training.run import claim, clear, prepare, recorded_execution, run_folder
+from training.run import check_packages, claim, clear, prepare, recorded_execution, run_folder
 from training.scores import keep_best, scores_for
 from training.trainer import train
 from training.trajectory import RecordedRun
@@ -33,7 +33,7 @@ from utils.digest import digest_tensors
 from utils.errors import UsageError
 from utils.progress import bar, within
 from utils.pruning_args import PruningConfig
-from utils.records import read_json, read_record, write_atomically, write_json
+from utils.records import read_json, read_result, write_atomically, write_json
 
 
 @dataclass
@@ -70,7 +70,10 @@ def stage1_config(config: PruningConfig) -> PruningConfig:
 
 def stage1_folder(config: PruningConfig) -> Path:
     """Where stage 1, its scores and stage 2 are."""
-    return Path(config.stage1_dir).parent if config.stage1_dir else run_folder(config)
+    if config.stage1_dir is None:
+        return run_folder(config)
+    path = Path(config.stage1_dir)
+    return (path.resolve() if path.name in ("", "..") else path).parent  # '.' is its own parent
 
 
 def check_scorable(config: PruningConfig) -> None:
@@ -87,7 +90,7 @@ def run_stage1(config: PruningConfig, run_dir: Path | None = None) -> dict[str, 
     run_dir = run_dir or run_folder(config) / "stage1"
     job = prepare(config, run_dir)
     if job is None:
-        return read_json(run_dir / "summary.json")
+        return read_result(run_dir)
     with within("stage 1"):
         return train(job, run_dir, snapshots=room_for_states(job, run_dir))
 
@@ -117,6 +120,7 @@ def open_stage1(config: PruningConfig) -> Stage1:
     """
     config = stage1_config(config)
     check_scorable(config)
+    check_packages(config)
     folder = stage1_folder(config)
     run_dir = folder / "stage1"
     if config.stage1_dir is not None:
@@ -138,7 +142,7 @@ def open_stage1(config: PruningConfig) -> Stage1:
             raise UsageError(f"stage 1 in {run_dir} is half finished: add --resume to finish it first.")
         say(f"finishing stage 1 in {run_dir}")
         run_stage1(config, run_dir)
-    summary = read_record(run_dir / "summary.json", "rounds", "test_accuracy", "test_loss", "stopped_early")
+    summary = read_result(run_dir)
     if summary.get("isolated"):
         raise UsageError(
             f"workers {summary['isolated']} of {run_dir} were isolated on the way: such a run cannot be scored."
@@ -207,7 +211,7 @@ def run_stage2(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -
         execution = claim(config, run_dir)
         begins = execution is None
         if not begins and (run_dir / "summary.json").exists():
-            return read_json(run_dir / "summary.json"), run_dir
+            return read_result(run_dir), run_dir
         if begins and config.model == stage1.config.model:
             execution = stage1.job.execution
         job = build(config, execution)

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import reprlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,17 @@ import numpy as np
 
 from utils.errors import UsageError
 from utils.files import PathLike, parse_json, read_bytes
+
+NUMBER, MAYBE = (int, float), (int, float, type(None))
+RESULT = {
+    "test_accuracy": NUMBER,
+    "test_loss": MAYBE,
+    "consensus_distance": MAYBE,
+    "epochs": NUMBER,
+    "rounds": (int,),
+    "seconds": NUMBER,
+    "stopped_early": (bool,),
+}
 
 
 def write_atomically(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
@@ -140,6 +152,17 @@ def read_summary(run_dir: PathLike) -> dict[str, Any]:
     return read_json(Path(run_dir, "summary.json"))
 
 
+def read_result(run_dir: PathLike) -> dict[str, Any]:
+    """summary.json of a finished run. Raises UsageError where a figure that others are compared with is missing or
+    is none (a loss and a distance may be null: they were not finite)."""
+    path = Path(run_dir, "summary.json")
+    record = read_record(path, *RESULT)
+    for name, kinds in RESULT.items():
+        if type(record[name]) not in kinds:
+            raise _damaged(path, f"'{name}' is {reprlib.repr(record[name])}")
+    return record
+
+
 def read_topology(run_dir: PathLike) -> dict[str, Any]:
     """The graph and its mixing matrices (topology.json; row = receiver)."""
     return read_record(Path(run_dir, "topology.json"), "mode", "num_workers", "matrices")
@@ -202,9 +225,10 @@ def read_predictions(run_dir: PathLike) -> tuple[np.ndarray, np.ndarray]:
     """The test samples' targets [m] and what the run's model makes of them [m]."""
     path = Path(run_dir, "predictions.npz")
     arrays = _read_npz(path)
-    if not {"targets", "predicted"} <= arrays.keys() or len(arrays["targets"]) != len(arrays["predicted"]):
-        raise _damaged(path, "it must hold 'targets' and 'predicted', of the same length")
-    return arrays["targets"], arrays["predicted"]
+    targets_m, predicted_m = (_list_of(np.integer, path, arrays, name) for name in ("targets", "predicted"))
+    if len(targets_m) != len(predicted_m):
+        raise _damaged(path, "'targets' and 'predicted' must be of the same length")
+    return targets_m, predicted_m
 
 
 def read_record(path: PathLike, *keys: str) -> dict[str, Any]:
