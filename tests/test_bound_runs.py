@@ -223,3 +223,11 @@ def test_the_accuracy_of_a_finished_run_is_told_again(copy, capsys):
     capsys.readouterr()
     assert main.main(arguments(copy.parent, "--resume")) == 0
     assert f"{summary(copy / 'stage1')['test_accuracy']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [("--train_ratio", "0.001"), ("--sweep", "0.9", "0.001")])
+def test_a_pruning_that_would_empty_a_worker_is_refused_before_anything_is_scored(copy, flags, capsys, monkeypatch):
+    monkeypatch.setattr("training.scores.score", lambda *_: pytest.fail("scored"))
+    words = arguments(copy.parent, "--pruning_algorithm", "cascade", *flags)
+    assert "with nothing" in refused(capsys, main_pruned.main(words))
+    assert [path.name for path in copy.glob("stage2_*")] == ["stage2_random_0.5"]

@@ -214,6 +214,16 @@ def test_what_is_left_out_is_said_at_every_start(tmp_path, load):
         assert len(data.labels_n) == len(data.test_labels_m) == 6
 
 
+def test_what_lies_beside_train_and_test_is_said(tmp_path, load):
+    """Data sets often come with a third folder, whose pictures nobody reads here."""
+    root = picture_folder(tmp_path / "pictures")
+    (root / "val" / "ant").mkdir(parents=True)
+    (root / "README.txt").write_text("")
+    assert load("imagefolder", root).skipped == (
+        "2 files that are no readable pictures of a class (val, README.txt)",
+    )
+
+
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, load, monkeypatch):
     root, scandir = picture_folder(tmp_path / "pictures"), os.scandir
     (root / "train" / "ant" / "private").mkdir()

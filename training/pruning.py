@@ -167,6 +167,14 @@ def kept_ids(stage1: Stage1, method: str, ratio: float) -> Tensor:
     return keep_best(scores_n, stage1.run.worker_of_n.cpu(), ratio, stage1.config.prune_scope)
 
 
+def check_ratios(stage1: Stage1) -> None:
+    """Raises :class:`UsageError` where a share to keep would leave a worker with nothing: before anything is scored."""
+    config, worker_n = stage1.config, stage1.run.worker_of_n.cpu()
+    pruned = config.prunes_by not in (None, "noprune")
+    for ratio in (*config.sweep, *([config.train_ratio] if pruned else [])):
+        keep_best(torch.zeros(len(worker_n)), worker_n, ratio, config.prune_scope)
+
+
 def stage2_dir(folder: Path, method: str, ratio: float) -> Path:
     """Where stage 2 of a method and ratio goes."""
     return folder / ("stage2_noprune" if method == "noprune" else f"stage2_{method}_{ratio:g}")
