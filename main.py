@@ -21,6 +21,10 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from utils.args import Config
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel over workers, not inside operators
 
@@ -52,13 +56,18 @@ def main(argv: list[str] | None = None) -> int:
             distributed.leave()
             if lead and config.plots:
                 draw(run_dirs, folder)
-        if not lead:
-            return 0
+        if lead:
+            report(config, summary, folder)
     except (UsageError, OSError) as error:  # OSError: a path that cannot be used
         return refusal(error)
     except KeyboardInterrupt:
         print(interrupted(config, folder), file=sys.stderr)
         return STOPPED
+    return 0
+
+
+def report(config: Config, summary: dict[str, Any], folder: Path) -> None:
+    """The last line of a run."""
     from utils.records import figure_of, metric_of, shown
 
     metric = metric_of(summary)
@@ -68,7 +77,6 @@ def main(argv: list[str] | None = None) -> int:
         f"test {metric['name']} of the consensus model {shown(figure_of(summary), metric)}{spread}; "
         f"{summary['epochs']:.0f} epochs in {summary['seconds']:.0f} s; {folder}"
     )
-    return 0
 
 
 def draw(run_dirs: list[Path], folder: Path) -> None:

@@ -60,7 +60,7 @@ def run(config: PruningConfig) -> dict[str, Any]:
     """One seed; returns what its audit.json, sweep.json and comparison.json hold, by name."""
     from training.audit import audit, report
     from training.comparison import prune
-    from training.pruning import check_stage2, node_view, open_stage1, run_stage1, stage2_dir, sweep
+    from training.pruning import check_ratios, check_stage2, node_view, open_stage1, run_stage1, stage2_dir, sweep
     from utils.records import figure_of, metric_of, shown
 
     if config.stage == 1:
@@ -70,6 +70,7 @@ def run(config: PruningConfig) -> dict[str, Any]:
         return {}
     check_stage2(config)
     stage1, results = open_stage1(config), {}
+    check_ratios(stage1)
     if config.audit:
         results["audit"] = audit(stage1)
         print(report(results["audit"], stage1.folder))

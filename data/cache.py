@@ -34,12 +34,13 @@ def default_cache_dir() -> Path:
 
 
 def digest_of_files(folder: Path) -> str:
-    """A hash of the names, sizes and modification times of all files in the folder (links are followed)."""
+    """A hash of the names and sizes of all files in the folder (links are followed), and of when they were last written
+    or, what archives and ``cp -p`` do not set back, renamed or replaced."""
     lines = []
     for file in files_under(folder):
         with contextlib.suppress(OSError):  # a link that leads nowhere
             status = os.stat(file)
-            lines.append(f"{file} {status.st_size} {status.st_mtime_ns}")
+            lines.append(f"{file} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
     content = "\n".join([CACHE_VERSION, *sorted(lines)])
     return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
 

@@ -38,6 +38,8 @@ def imagefolder(path: Path, options: ReadOptions) -> Arrays:
         found = {folder.name: find_pictures(folder) for folder in folders}
         splits.append({name: pictures for name, (pictures, _) in found.items()})
         others += beside + [file for _, rest in found.values() for file in rest]
+    beside = [entry for part in _entries(path) for entry in map(str, part)]
+    others += [entry for entry in beside if os.path.basename(entry) not in ("train", "test")]
     train, test = splits
     if not train:
         raise UsageError(f"imagefolder: {path / 'train'} has no class folders; expected train/<class>/<picture>")

@@ -24,6 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from utils.digest import digest_json, digest_tensors
 from utils.errors import UsageError
 from utils.files import parse_json
 from utils.registry import NETWORKS, load
@@ -135,6 +136,7 @@ def save_model(model_state: Mapping[str, Tensor], path: str | Path, metadata: Ma
         raise ValueError(f"metadata lacks {sorted(missing)}: build it with model_metadata()")
     path = Path(path)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model_state.items()}
+    metadata = {**metadata, "digest": _digest(tensors, metadata)}
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,6 +146,12 @@ def save_model(model_state: Mapping[str, Tensor], path: str | Path, metadata: Ma
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise UsageError(f"cannot write {path}: {error}. Free some space or choose another folder.") from error
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """Of everything that a file holds: safetensors keeps no checksum."""
+    notes = {key: value for key, value in metadata.items() if key != "digest"}
+    return digest_json({"tensors": digest_tensors(tensors), "notes": notes})
 
 
 def load_trained(path: str | Path) -> nn.Module:
@@ -260,6 +268,8 @@ def read_trained(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} does not say which network it holds: save it with networks.save_model.") from error
 
+    if "digest" in metadata and metadata["digest"] != _digest(state, metadata):  # older versions wrote none
+        raise UsageError(f"{path} is damaged (its digest is another): write it anew or use another.")
     model = load_model(name, num_outputs, input_shape, seed=0)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)

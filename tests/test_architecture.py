@@ -146,7 +146,7 @@ def test_the_rooms_of_the_plan_are_there():
         utils/influence/__init__.py
     """.split():
         assert (ROOT / name).is_file(), name
-    assert max(len((ROOT / f"{name}.py").read_text().splitlines()) for name in ENTRIES) < 150
+    assert max(len((ROOT / f"{name}.py").read_text().splitlines()) for name in ENTRIES) < 160
 
 
 # ---- the test itself can fail -----------------------------------------------------------------------------

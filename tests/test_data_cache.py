@@ -53,6 +53,22 @@ def test_cache_is_used_until_a_file_changes(tmp_path, load, monkeypatch):
     assert len(list((tmp_path / "cache").iterdir())) == 1  # the old one is replaced, not kept
 
 
+def test_files_that_change_places_are_noticed_whatever_their_times_say(tmp_path, load):
+    """Archives and ``cp -p`` give many files one time, and pictures without compression have one size."""
+    root = picture_folder(tmp_path / "pictures", suffix=".bmp")
+    files = sorted((root / "train").rglob("*.bmp"))
+    Image.new("L", (6, 6), 222).save(files[0])
+    for file in files:
+        os.utime(file, (10**9, 10**9))
+    first = load("imagefolder", root)
+    for source, target in ((files[0], root / "aside"), (files[-1], files[0]), (root / "aside", files[-1])):
+        source.rename(target)
+    again = load("imagefolder", root)
+    assert torch.equal(again.inputs_n[0], first.inputs_n[-1])
+    assert torch.equal(again.inputs_n[-1], first.inputs_n[0])
+    assert not torch.equal(first.inputs_n[0], first.inputs_n[-1])
+
+
 def cut(file):
     file.write_bytes(file.read_bytes()[:-10])
 

@@ -222,6 +222,16 @@ def test_a_file_that_is_no_picture_is_told_in_words(tmp_path):
     assert str(file) in one_line(caught) and "PNG" in one_line(caught) and "object at" not in one_line(caught)
 
 
+def test_what_lies_beside_train_and_test_is_said(tmp_path, load):
+    """Data sets often come with a third folder, whose pictures nobody reads here."""
+    root = picture_folder(tmp_path / "pictures")
+    (root / "val" / "ant").mkdir(parents=True)
+    (root / "README.txt").write_text("")
+    assert load("imagefolder", root).skipped == (
+        "2 files that are no readable pictures of a class (val, README.txt)",
+    )
+
+
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, load, monkeypatch):
     root, scandir = picture_folder(tmp_path / "pictures"), os.scandir
     (root / "train" / "ant" / "private").mkdir()

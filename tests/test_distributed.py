@@ -1,5 +1,6 @@
 """The same run over several processes: the same bits, the bytes of the formula, and faults."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,11 +14,13 @@ import pytest
 import torch
 from command import same_tensors
 
+import main
 import main_pruned
 from tests.torchrun_jobs import MODES, config_of
 from training import checkpoint
 from training.build import find_device
 from training.run import run_folder, train_run
+from utils.lock import locked
 from utils.topology import build_topology
 from workers import distributed
 from workers.distributed import block
@@ -255,3 +258,24 @@ def test_every_process_takes_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.distributed.distributed_c10d, "_set_pg_timeout", lambda timeout: None)
     distributed.join(find_device("cuda"))
     assert done == [("set_device", "cuda:1"), ("init", "cpu:gloo,cuda:nccl")]
+
+
+@pytest.mark.parametrize("kind", ["lock", "data"])
+def test_what_process_0_refuses_ends_all_in_a_line(tmp_path, kind):
+    """A folder in use and data that changed: the others do not wait for a process that has given up."""
+    words = ["--model", "mlp", "--max_train", "300", "--num_workers", "4", "--epochs", "1", "--no-plots", "--quiet",
+             "--results_dir", str(tmp_path), "--run_name", "run"]  # fmt: skip
+    with contextlib.ExitStack() as held:
+        if kind == "lock":
+            held.enter_context(locked(tmp_path / "run"))
+        else:
+            assert main.main(words) == 0
+            path = tmp_path / "run" / "stage1" / "config.json"
+            record = json.loads(path.read_text())
+            record["identity"]["digest"] = record["identity"]["data"]["inputs"] = "0" * 64
+            path.write_text(json.dumps(record))
+            (path.parent / "summary.json").unlink()
+        command = [*TORCHRUN, "--nproc-per-node", "2", str(ROOT / "main.py"), *words, "--resume"]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False)
+    said = {"lock": "is in use by process", "data": "the data are not those"}[kind]
+    assert done.returncode != 0 and said in done.stderr and "[rank" not in done.stderr, done.stderr

@@ -291,6 +291,10 @@ def test_files_that_do_not_fit_are_refused_in_one_line(saved, tmp_path):
         return str(caught.value)
 
     assert "no model file" in message(tmp_path / "missing.safetensors")
+    for place in range(9, len(good), len(good) // 50):  # one bit, of the header or of a weight
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        message(path)
+    path.write_bytes(good)
     assert "5 outputs" in message(path, 6)
     assert "--image_size 16" in message(path, 5, (3, 32, 32))
     for cut in (0, 4, 100, len(good) - 1):

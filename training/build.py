@@ -23,7 +23,7 @@ from data.task import Task
 from networks import load_model
 from training.deal import deal, kept_shards, read_sample_ids, warn_outside
 from training.execution import Execution, engine_of, find_device, first_execution, use_one_thread_an_operator
-from training.identity import Identity, identity_of
+from training.identity import Identity, check_replay, identity_of
 from utils.args import Config
 from utils.errors import UsageError
 from utils.provenance import provenance
@@ -164,6 +164,7 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
     """
     dealt = deal(config)
     dataset, shards = dealt.dataset, kept_shards(config, dealt, kept_ids)
+    check_replay(config, dataset.fingerprint)
     if config.finetune and dataset.task.kind != "classification":
         raise UsageError("--finetune measures each worker on its own class mix: it needs samples of one class each.")
     identity = identity_of(config, dataset.fingerprint, shards)

@@ -122,7 +122,7 @@ def snapshot_interval(rounds: int) -> int:
 def stored(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first; of one in parts, its first part that is there."""
     firsts: dict[tuple[int, int], Path] = {}
-    for path in sorted(folder.glob("round-*.safetensors")):
+    for path in sorted(filter(Path.is_file, folder.glob("round-*.safetensors"))):  # a pipe would be waited for
         firsts.setdefault((round_of(path), number_of_parts(path)), path)
     return [firsts[key] for key in sorted(firsts)]
 
@@ -147,11 +147,13 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def read(path: Path, run: str | None = None) -> Checkpoint:
-    """One checkpoint, checked, its parts put together. Raises ValueError where a part is damaged, missing, or of
-    another run than ``run`` (None: any will do)."""
+    """One checkpoint, checked, its parts put together. Raises ValueError where a part is damaged, missing, of another
+    round than its name says, or of another run than ``run`` (None: any will do)."""
     pieces = [_read_file(part) for part in parts_of(path)]
     if any(piece.run != (run or piece.run) for piece in pieces):
         raise ValueError(f"{path} belongs to another run")
+    if any(piece.round != round_of(path) for piece in pieces):
+        raise ValueError(f"{path} belongs to another round")
     tensors = pieces[0].tensors
     for name in ("rows", "momentum"):
         tensors[name] = torch.cat([piece.tensors[name] for piece in pieces])

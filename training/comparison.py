@@ -8,6 +8,7 @@ Legend: m test samples, S seeds.
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from training.pruning import Stage1, run_stage2
 from utils.errors import UsageError
 from utils.influence.statistics import paired_interval
 from utils.progress import within
-from utils.records import read_predictions, write_json
+from utils.records import figure_of, read_predictions, read_result, write_json
 
 Interval = tuple[float, float, float]  # mean, and the ends of its 95 % interval (NaN where it is not known)
 RESAMPLES = 200  # of the test samples, for metrics that are no means over samples
@@ -80,10 +81,13 @@ def difference(a: float | None, b: float | None) -> float | None:
 
 def of_one_run(task: Task, run_dir: Path, other_dir: Path) -> Interval | None:
     """The first metric of one run minus that of another, with an interval over the test samples; None where a run did
-    not record its predictions."""
+    not record its predictions (an older version made it), and with a warning where they are damaged."""
+    if not all((folder / "predictions.npz").exists() for folder in (run_dir, other_dir)):
+        return None
     try:
-        (targets_m, a_m), (others_m, b_m) = read_predictions(run_dir), read_predictions(other_dir)
-    except UsageError:
+        (targets_m, a_m), (others_m, b_m) = own_predictions(task, run_dir), own_predictions(task, other_dir)
+    except UsageError as error:
+        warnings.warn(f"no interval: {error}", stacklevel=2)
         return None
     if not np.array_equal(targets_m, others_m, equal_nan=targets_m.dtype.kind == "f"):
         return None
@@ -93,6 +97,20 @@ def of_one_run(task: Task, run_dir: Path, other_dir: Path) -> Interval | None:
     changes = [task.score(a_m[i], targets_m[i]) - task.score(b_m[i], targets_m[i]) for i in draws]
     mean, half = task.score(a_m, targets_m) - task.score(b_m, targets_m), 1.96 * float(np.std(changes, ddof=1))
     return mean, mean - half, mean + half
+
+
+def own_predictions(task: Task, run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The test samples' targets [m, ...] and a run's predictions [m, ...]. Raises :class:`UsageError` where they are
+    not those of its summary."""
+    targets_m, predicted_m = read_predictions(run_dir)
+    said = figure_of(read_result(run_dir))
+    try:
+        fits = len(targets_m) > 0 and np.isclose(task.score(predicted_m, targets_m), said, rtol=1e-4, atol=1e-6)
+    except (ValueError, IndexError, TypeError):  # of another shape
+        fits = False
+    if not fits:
+        raise UsageError(f"{run_dir / 'predictions.npz'} does not have the {task.metric.name} of the run's summary.")
+    return targets_m, predicted_m
 
 
 def verdict(

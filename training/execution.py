@@ -28,6 +28,12 @@ class Execution:
     channels_last: bool
     batch_parts: int = 1  # runs of older versions do not record it
 
+    def __post_init__(self) -> None:
+        kinds = {"device": str, "engine": str, "threads": int, "channels_last": bool, "batch_parts": int}
+        odd = [name for name, kind in kinds.items() if type(getattr(self, name)) is not kind]
+        if odd or min(self.threads, self.batch_parts) < 1:
+            raise TypeError(f"no execution: {vars(self)}")  # of a damaged record
+
 
 def first_execution(config: Config, model: nn.Module, samples: Samples, batches: Batches) -> Execution:
     """How a run that starts now is executed; of several processes the first one decides."""

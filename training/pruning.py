@@ -26,7 +26,7 @@ from training.deal import with_workers
 from training.identity import check_identity
 from training.protocols import load_protocol
 from training.retrain import Recipe
-from training.run import claim, clear, prepare, recorded_execution, run_folder
+from training.run import check_packages, claim, clear, prepare, recorded_execution, run_folder
 from training.scores import keep_best, scores_for
 from training.trainer import train
 from training.trajectory import RecordedRun
@@ -34,7 +34,7 @@ from utils.digest import digest_tensors
 from utils.errors import UsageError
 from utils.progress import bar, within
 from utils.pruning_args import PruningConfig
-from utils.records import metric_of, read_json, read_record, write_atomically, write_json
+from utils.records import metric_of, read_json, read_result, write_atomically, write_json
 
 
 @dataclass
@@ -71,7 +71,10 @@ def stage1_config(config: PruningConfig) -> PruningConfig:
 
 def stage1_folder(config: PruningConfig) -> Path:
     """Where stage 1, its scores and stage 2 are."""
-    return Path(config.stage1_dir).parent if config.stage1_dir else run_folder(config)
+    if config.stage1_dir is None:
+        return run_folder(config)
+    path = Path(config.stage1_dir)
+    return (path.resolve() if path.name in ("", "..") else path).parent  # '.' is its own parent
 
 
 def check_scorable(config: PruningConfig) -> None:
@@ -88,7 +91,7 @@ def run_stage1(config: PruningConfig, run_dir: Path | None = None) -> dict[str, 
     run_dir = run_dir or run_folder(config) / "stage1"
     job = prepare(config, run_dir)
     if job is None:
-        return read_json(run_dir / "summary.json")
+        return read_result(run_dir)
     with within("stage 1"):
         return train(job, run_dir, snapshots=room_for_states(job, run_dir))
 
@@ -118,6 +121,7 @@ def open_stage1(config: PruningConfig) -> Stage1:
     """
     config = stage1_config(config)
     check_scorable(config)
+    check_packages(config)
     folder = stage1_folder(config)
     run_dir = folder / "stage1"
     if config.stage1_dir is not None:
@@ -139,7 +143,7 @@ def open_stage1(config: PruningConfig) -> Stage1:
             raise UsageError(f"stage 1 in {run_dir} is half finished: add --resume to finish it first.")
         say(f"finishing stage 1 in {run_dir}")
         run_stage1(config, run_dir)
-    summary = read_record(run_dir / "summary.json", "rounds", "test_loss", "stopped_early")
+    summary = read_result(run_dir)
     if summary.get("isolated"):
         raise UsageError(
             f"workers {summary['isolated']} of {run_dir} were isolated on the way: such a run cannot be scored."
@@ -162,6 +166,14 @@ def kept_ids(stage1: Stage1, method: str, ratio: float) -> Tensor:
         return stage1.job.train_ids
     scores_n, _ = stage1.scores(method)
     return keep_best(scores_n, stage1.run.worker_of_n.cpu(), ratio, stage1.config.prune_scope)
+
+
+def check_ratios(stage1: Stage1) -> None:
+    """Raises :class:`UsageError` where a share to keep would leave a worker with nothing: before anything is scored."""
+    config, worker_n = stage1.config, stage1.run.worker_of_n.cpu()
+    pruned = config.prunes_by not in (None, "noprune")
+    for ratio in (*config.sweep, *([config.train_ratio] if pruned else [])):
+        keep_best(torch.zeros(len(worker_n)), worker_n, ratio, config.prune_scope)
 
 
 def stage2_dir(folder: Path, method: str, ratio: float) -> Path:
@@ -208,7 +220,7 @@ def run_stage2(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -
         execution = claim(config, run_dir)
         begins = execution is None
         if not begins and (run_dir / "summary.json").exists():
-            return read_json(run_dir / "summary.json"), run_dir
+            return read_result(run_dir), run_dir
         if begins and config.model == stage1.config.model:
             execution = stage1.job.execution
         job = build(config, execution)

@@ -39,7 +39,7 @@ class Recipe:
 
     def job(self, kept_ids: Tensor | None = None) -> Job:
         """The run, built anew; ``kept_ids``: on these training samples only."""
-        return build(dataclasses.replace(self.config, quiet=True), self.execution, kept_ids)
+        return build(dataclasses.replace(self.config, quiet=True, config=None), self.execution, kept_ids)
 
 
 def retrain(

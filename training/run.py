@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import re
 import shutil
 import statistics
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.dataset_loader import data_differences
 from training.build import Job, build
 from training.execution import Execution
 from training.identity import check_identity, settings_of
@@ -28,7 +27,7 @@ from utils.errors import UsageError
 from utils.lock import locked
 from utils.progress import within
 from utils.recorded import FILES, file_digests
-from utils.records import metric_of, read_json, write_json
+from utils.records import metric_of, read_json, read_result, write_json
 from workers import distributed
 
 # What the processes of one run may have each of their own.
@@ -37,6 +36,7 @@ NAMED = ("dataset_name", "model", "protocol", "mode", "num_workers", "dirichlet"
          "shards_per_worker", "seed")  # fmt: skip
 LONGEST_NAME = 100
 DERIVED = ("audit.*", "retrainings-*.json", "sweep.*", "comparison*", "node_view_*", "scores_*.png", "extremes_*.png")
+OVER_SEEDS = ("audit.json", "sweep.*", "comparison*.json", "summary.json", "seeds.png")  # above the folders of seeds
 
 
 def run_name(config: Config) -> str:
@@ -73,7 +73,8 @@ def run_folder(config: Config) -> Path:
 @contextlib.contextmanager
 def own_folder(folder: Path) -> Iterator[None]:
     """Nobody else works in the folder of a run until the block ends; of several processes the first one locks it."""
-    with locked(folder) if distributed.rank() == 0 else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        distributed.by_first(lambda: held.enter_context(locked(folder)))
         yield
 
 
@@ -81,36 +82,24 @@ def train_run(config: Config, run_dir: Path) -> dict[str, Any]:
     """Train in ``run_dir`` as the configuration says, and return the summary; a finished run is not
     trained again. Raises :class:`UsageError` where the directory holds another run, or this one and
     neither ``--resume`` nor ``--overwrite`` is given."""
-    check_packages(config)
     job = prepare(config, run_dir)
-    return read_json(run_dir / "summary.json") if job is None else train(job, run_dir)
+    return distributed.by_first(lambda: read_result(run_dir)) if job is None else train(job, run_dir)
 
 
 def prepare(config: Config, run_dir: Path, first: Execution | None = None) -> Job | None:
     """The job that may now be trained in ``run_dir``; None where it is finished. What ``--overwrite`` replaces is
     deleted here, once it is sure that the new run can begin. ``first``: how a run that begins is executed.
-    Raises :class:`UsageError` as :func:`claim` and :func:`build` do, and where the recorded run is of other data."""
+    Raises :class:`UsageError` as :func:`claim` and :func:`build` do, where the recorded run is of other data, and
+    where a package is missing that the run will need."""
+    check_packages(config)
     execution = claim_together(config, run_dir)
     job = build(config, execution or first)
-    warn_of_other_data(job)
     if execution is None:
         clear(run_dir)
-    elif (run_dir / "summary.json").exists():
-        check_identity(run_dir, job.identity)
-        return None
-    return job
-
-
-def warn_of_other_data(job: Job) -> None:
-    """Say so where ``--config`` replays a run whose data were others."""
-    if job.config.config is None:
-        return
-    try:
-        what = data_differences(read_json(job.config.config)["identity"]["data"], job.identity["data"])
-    except (KeyError, TypeError):  # settings alone, or the record of an older version
-        return
-    if what:
-        warnings.warn(f"--config {job.config.config}: this is no replay, the data differ ({what})", stacklevel=2)
+        return job
+    distributed.by_first(lambda: check_identity(run_dir, job.identity))
+    finished = distributed.by_first(lambda: (run_dir / "summary.json").exists())
+    return None if finished else job
 
 
 def check_packages(config: Config) -> None:
@@ -131,17 +120,13 @@ def claim_together(config: Config, run_dir: Path) -> Execution | None:
     """:func:`claim`, done by process 0 for all. Processes that torchrun restarts after a fault resume."""
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         config = dataclasses.replace(config, resume=True, overwrite=False)
-    answer: dict[str, Any] = {}
-    if distributed.rank() == 0:
-        try:
-            execution = claim(config, run_dir)
-            answer = {"execution": None if execution is None else vars(execution)}
-        except UsageError as error:
-            answer = {"error": str(error)}
-    answer = distributed.share_json(answer)
-    if "error" in answer:
-        raise UsageError(answer["error"])
-    return None if answer["execution"] is None else Execution(**answer["execution"])
+
+    def claimed() -> dict[str, Any] | None:
+        execution = claim(config, run_dir)
+        return None if execution is None else vars(execution)
+
+    execution = distributed.by_first(claimed)
+    return None if execution is None else Execution(**execution)
 
 
 def claim(config: Config, run_dir: Path) -> Execution | None:
@@ -193,24 +178,25 @@ def remove_run(run_dir: Path) -> None:
     """Delete a run, and what was computed from it and lies beside it: scores, audits, comparisons, their pictures.
     (A stage 2 is a run of its own; it stays, and is refused by a stage 1 that it does not stand on.)"""
     shutil.rmtree(run_dir)
-    if run_dir.name == "stage1":
-        shutil.rmtree(run_dir.parent / "influence", ignore_errors=True)
-        for pattern in DERIVED:
-            for file in run_dir.parent.glob(pattern):
-                file.unlink()
+    if run_dir.name != "stage1":
+        return
+    folder = run_dir.parent
+    shutil.rmtree(folder / "influence", ignore_errors=True)
+    above = OVER_SEEDS if re.fullmatch(r"seed-\d+", folder.name) else ()
+    for file in [f for p in DERIVED for f in folder.glob(p)] + [f for p in above for f in folder.parent.glob(p)]:
+        file.unlink()
 
 
 def recorded_execution(config: Config, run_dir: Path) -> Execution:
     """The execution of a recorded run of the same configuration; :class:`UsageError` of another."""
     record = read_json(run_dir / "config.json")
     try:
-        other = differences(config.numeric(), {k: v for k, v in record["config"].items() if k in config.numeric()})
+        other = other_settings(config, record)
         execution = Execution(**record["execution"])
-        recorded_files = {str(k): str(v) for k, v in record.get("files", {}).items()}
+        recorded_files = recorded_digests(record)
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{run_dir / 'config.json'} is not the record of a run: --overwrite replaces it.") from error
     files = file_digests(config)
-    other = [name for name in other if name not in files or files[name] != recorded_files.get(name)]
     if other:
         raise UsageError(
             f"the run {run_dir} was made with another {', '.join('--' + name for name in other)}: give the "
@@ -225,9 +211,42 @@ def recorded_execution(config: Config, run_dir: Path) -> Execution:
     return execution
 
 
+def other_settings(config: Config, record: dict[str, Any]) -> list[str]:
+    """The settings in which a recorded run differs from a configuration; files count by content. Raises KeyError,
+    TypeError or AttributeError where it is no record."""
+    now, files, recorded_files = config.numeric(), file_digests(config), recorded_digests(record)
+    names = differences(now, {k: v for k, v in record["config"].items() if k in now})
+    return [name for name in names if name not in files or files[name] != recorded_files.get(name)]
+
+
+def recorded_digests(record: dict[str, Any]) -> dict[str, str]:
+    """What config.json says of the files that its settings name."""
+    return {str(k): str(v) for k, v in record.get("files", {}).items()}
+
+
+def check_beside(config: Config) -> None:
+    """Raises :class:`UsageError` where the folder of a run holds seeds of other settings, or the folder of seeds
+    another run: summaries and sheets of several seeds would take them for one."""
+    folder = run_folder(config)
+    mine = [f"seed-{s}" for s in range(config.seed, config.seed + config.seeds)] if config.seeds > 1 else [""]
+    for path in sorted([folder / "stage1" / "config.json", *folder.glob("seed-*/stage1/config.json")]):
+        if path in [folder / name / "stage1" / "config.json" for name in mine] or not path.is_file():
+            continue  # whether it may be resumed or replaced is asked later
+        try:
+            other = [name for name in other_settings(config, read_json(path)) if name != "seed"]
+        except (UsageError, KeyError, TypeError, AttributeError):
+            continue
+        if other:
+            raise UsageError(
+                f"{path.parent} was made with another {', '.join('--' + name for name in other)}, and runs in one "
+                "folder may differ in their seeds only: give another --run_name."
+            )
+
+
 def each_seed(config: Config) -> Iterator[Config]:
     """The configuration of each of ``--seeds``, with a folder of its own where there are several: it belongs to this
     process until the next one is asked for."""
+    distributed.by_first(lambda: check_beside(config))
     if config.seeds == 1:
         yield config
         return
@@ -253,7 +272,9 @@ def train_seeds(config: Config) -> tuple[dict[str, Any], list[Path]]:
     summary["metric"] = metric_of(summaries[0])
     for key in (f"test_{name}", "test_loss", "consensus_distance", "epochs", "rounds", "seconds"):
         values = [s[key] for s in summaries]
-        summary |= {key: statistics.mean(values), f"{key}_std": statistics.stdev(values)}
+        known = all(value is not None and math.isfinite(value) for value in values)
+        summary |= {key: statistics.mean(values) if known else None}
+        summary |= {f"{key}_std": statistics.stdev(values) if known else None}
     if distributed.rank() == 0:
         write_json(run_folder(config) / "summary.json", summary)
     return summary, run_dirs

@@ -94,5 +94,5 @@ def _name(holder: bytes) -> str:
     try:
         who = json.loads(holder)
         return f"process {who['pid']} on {who['host']} ({' '.join(who['command'])[:100]})"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "another process"

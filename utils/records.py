@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import reprlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,16 @@ import numpy as np
 
 from utils.errors import UsageError
 from utils.files import PathLike, parse_json, read_bytes
+
+NUMBER, MAYBE = (int, float), (int, float, type(None))
+RESULT = {
+    "test_loss": MAYBE,
+    "consensus_distance": MAYBE,
+    "epochs": NUMBER,
+    "rounds": (int,),
+    "seconds": NUMBER,
+    "stopped_early": (bool,),
+}
 
 
 def write_atomically(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
@@ -140,6 +151,24 @@ def read_summary(run_dir: PathLike) -> dict[str, Any]:
     return read_json(Path(run_dir, "summary.json"))
 
 
+def read_result(run_dir: PathLike) -> dict[str, Any]:
+    """summary.json of a finished run. Raises UsageError where a figure that others are compared with is missing or
+    is none (a loss and a distance may be null: they were not finite)."""
+    path = Path(run_dir, "summary.json")
+    record = read_record(path, *RESULT)
+    metric = metric_of(record)
+    if not isinstance(metric, dict) or set(metric) != set(ACCURACY):
+        raise _damaged(path, "its 'metric' is none")
+    figures = RESULT | {f"test_{metric['name']}": NUMBER}
+    absent = figures.keys() - record.keys()
+    if absent:
+        raise _damaged(path, f"it has no '{min(absent)}'")
+    for name, kinds in figures.items():
+        if type(record[name]) not in kinds:
+            raise _damaged(path, f"'{name}' is {reprlib.repr(record[name])}")
+    return record
+
+
 ACCURACY = {"name": "accuracy", "higher_is_better": True, "unit": ""}  # of runs that do not name their metric
 
 
@@ -237,9 +266,11 @@ def read_predictions(run_dir: PathLike) -> tuple[np.ndarray, np.ndarray]:
     """The test samples' targets [m] and what the run's model makes of them [m]."""
     path = Path(run_dir, "predictions.npz")
     arrays = _read_npz(path)
-    if not {"targets", "predicted"} <= arrays.keys() or len(arrays["targets"]) != len(arrays["predicted"]):
-        raise _damaged(path, "it must hold 'targets' and 'predicted', of the same length")
-    return arrays["targets"], arrays["predicted"]
+    targets_m, predicted_m = (arrays.get(name, np.array("")) for name in ("targets", "predicted"))
+    numbers = all(array.ndim > 0 and array.dtype.kind in "iuf" for array in (targets_m, predicted_m))
+    if not numbers or len(targets_m) != len(predicted_m):
+        raise _damaged(path, "it must hold the numbers 'targets' and 'predicted', of the same length")
+    return targets_m, predicted_m
 
 
 def read_record(path: PathLike, *keys: str) -> dict[str, Any]:

@@ -279,11 +279,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.out and (args.out.suffix.lower() != ".png" or args.out.is_dir()):
             raise UsageError(f"--out {args.out} is no PNG file: give a name such as sheet.png")
-        paths = draw(args.runs, args.seeds, args.out, "loss" if args.loss else "accuracy")
-    except (UsageError, OSError) as error:  # OSError: a path that cannot be used
+        for path in draw(args.runs, args.seeds, args.out, "loss" if args.loss else "accuracy"):
+            print(str(path).encode(errors="backslashreplace").decode())  # a path need not be UTF-8
+    except (UsageError, OSError) as error:  # OSError: a path that cannot be used, or a full disk behind stdout
         return refusal(error)
-    for path in paths:
-        print(str(path).encode(errors="backslashreplace").decode())  # a path need not be UTF-8
     return 0
 
 

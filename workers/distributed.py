@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -89,6 +90,23 @@ def share_json(value: Any) -> Any:
         data = torch.empty(int(length), dtype=torch.uint8)
     dist.broadcast(data, 0)
     return json.loads(bytes(data.tolist()))
+
+
+def by_first(compute: Callable[[], Any]) -> Any:
+    """What ``compute`` returns (JSON-able), called by process 0 alone, on all processes. What the user has to change
+    there is a :class:`UsageError` on all of them, so that none waits for one that has given up."""
+    if not started():
+        return compute()
+    answer: dict[str, Any] = {}
+    if rank() == 0:
+        try:
+            answer = {"value": compute()}
+        except (UsageError, OSError) as error:
+            answer = {"error": str(error)}
+    answer = share_json(answer)
+    if "error" in answer:
+        raise UsageError(answer["error"])
+    return answer["value"]
 
 
 def agree(parts: dict[str, Any], what: str) -> None:
