@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 
 import command
 import numpy as np
@@ -74,9 +75,12 @@ def test_the_record_is_what_the_predictions_say(folder):
     assert record["runs"] == {"stage1": ["stage1"], "stage2": ["stage2_delete_0.5"], "control": ["stage2_random_0.5"]}
 
 
-def test_without_control(tmp_path):
-    folder = prune(tmp_path, "--pruning_algorithm", "if", *HALF, "--no-control")
-    assert not (folder / "stage2_random_0.5").exists()
+def test_without_control_and_without_plots(tmp_path, monkeypatch):
+    for module in "plot_utils", "influence_plots":  # an import of them now fails
+        monkeypatch.setitem(sys.modules, f"visualization.{module}", None)
+    above = prune(tmp_path, "--pruning_algorithm", "if", *HALF, "--no-control", "--seeds", "2", "--no-plots")
+    folder = above / "seed-0"
+    assert not list(above.rglob("*.png")) and not (folder / "stage2_random_0.5").exists()
     record = command.load(folder / "comparison.json")
     assert record["control"] is record["over_random"] is None and "random" not in record["verdict"]
 
