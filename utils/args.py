@@ -217,7 +217,7 @@ class Config:
         None,
         "run",
         "rounds between evaluations (default: an epoch, or more where "
-        "evaluating would cost over a quarter of the training)",
+        "evaluating would cost more than its share of the training)",
         check=POSITIVE,
     )
     plots: bool = flag(True, "run", "draw the plots at the end", numeric=False)
