@@ -3,6 +3,7 @@
     python -m benchmarks.training                         everything, a quarter of an hour on 2 cores
     python -m benchmarks.training --quick                 a glance
     python -m benchmarks.training --models cnn --workers 16 --seconds 10
+    python -m benchmarks.training --whole                 main.py as a user calls it, five minutes of it
     python -m benchmarks.training --device cuda           16 workers against one model at 16 times the batch
 
 The limit on a CPU: bare PyTorch loops of one model (data ready in memory, ``torch.optim.SGD``), a process
@@ -50,6 +51,7 @@ from benchmarks.training_probes import (
     build_model,
     fleet_rounds,
 )
+from benchmarks.whole import BAR, QUICK, Size, describe_whole, measure_whole
 from utils.errors import UsageError, choose
 from utils.records import write_json
 from workers.row_layout import RowLayout
@@ -279,7 +281,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:K (default: cpu)")
     parser.add_argument(
-        "--models", nargs="+", default=list(IMAGE_SHAPES), help=f"of {', '.join(IMAGE_SHAPES)}"
+        "--models", nargs="+", default=None, help=f"of {', '.join(IMAGE_SHAPES)} (default: all)"
     )
     parser.add_argument(
         "--workers", nargs="+", type=int, help="fleet sizes (default: 4 to 1024, less for large models)"
@@ -287,6 +289,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--executions", nargs="+", help="ENGINE/LAYOUT, as threads/channels_last or vmap/nchw; or auto"
     )
+    parser.add_argument(
+        "--whole", action="store_true", help="main.py from start to plots, against bare loops (default: of the cnn)"
+    )
+    parser.add_argument("--minutes", type=float, default=5.0, help="that bare loops take for --whole (default: 5)")
     parser.add_argument(
         "--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: one a core"
     )
@@ -302,9 +308,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default="results/benchmarks/training.json", help="JSON file to write")
     args = parser.parse_args(argv)
     if args.quick:
-        args.seconds, args.repeats, args.workers = 0.2, 2, args.workers or [4]
+        args.seconds, args.repeats, args.workers = 0.2, 2, args.workers or [2 if args.whole else 4]
     if min(args.threads, args.repeats, *(args.workers or [1])) < 1 or args.seconds <= 0:
         raise UsageError("--threads, --repeats, --workers and --seconds must be positive.")
+    if args.minutes <= 0:
+        raise UsageError("--minutes must be positive.")
+    if args.whole and (args.device != "cpu" or set(args.models or []) & {"mlp", "mlp_wide"}):
+        raise UsageError("--whole trains a network for colour pictures on a CPU: leave out --device, --models mlp.")
+    args.models = args.models or (["cnn"] if args.whole else list(IMAGE_SHAPES))
     for model in args.models:
         choose(IMAGE_SHAPES, model, "model (--models)")
     for name in args.executions or []:
@@ -316,6 +327,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def whole(args: argparse.Namespace) -> int:
+    """``--whole``: measure, print, write. Returns the exit code."""
+    size = QUICK if args.quick else Size(args.minutes)
+    if args.workers:
+        size = dataclasses.replace(size, workers=args.workers[0])
+    rows = []
+    for model in args.models:
+        for amp in (False, True) if args.amp else (False,):
+            rows.append(measure_whole(model, size, args.threads, amp))
+            print(describe_whole(rows[-1]), flush=True)
+    write_json(args.out, {"machine": machine(torch.device("cpu")), "settings": vars(args), "bar": BAR, "rows": rows})
+    print(args.out)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write. Returns the exit code."""
     try:
@@ -323,6 +349,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if args.whole:
+        return whole(args)
     device = torch.device(args.device)
     compare = compare_on_cpu if device.type == "cpu" else compare_on_gpu
     record: dict[str, Any] = {"machine": machine(device), "settings": vars(args), "limits": [], "rows": []}

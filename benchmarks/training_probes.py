@@ -8,6 +8,7 @@ Legend: N workers, D floats a row, B batch, C channels.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,7 @@ def build_model(name: str) -> nn.Module:
 
 def bare_loop(setting: Setting, num_models: int = 1, batch_size: int = BATCH) -> Callable[[float], dict]:
     """The loop that everybody writes, over one model or several in turn, as a function of the seconds to run.
-    It returns node-steps per second (samples / 32) and the peak memory in MiB."""
+    It returns node-steps per second (samples / 32), processor seconds of one, and the peak memory in MiB."""
     device = torch.device(setting.device)
     layout = torch.channels_last if setting.channels_last else torch.contiguous_format
     models = [build_model(setting.model).to(device, memory_format=layout) for _ in range(num_models)]
@@ -101,9 +102,14 @@ def bare_loop(setting: Setting, num_models: int = 1, batch_size: int = BATCH) ->
             optimizer.step()
 
     def measure(seconds: float) -> dict:
+        before = time.process_time()
         steps, elapsed = repeat_for(seconds, step, device, AT_ONCE[device.type])
-        rate = steps * num_models * batch_size / BATCH / elapsed
-        return {"rate": rate, "peak_memory": peak_memory(device)}
+        node_steps = steps * num_models * batch_size / BATCH
+        return {
+            "rate": node_steps / elapsed,
+            "processor_seconds": (time.process_time() - before) / node_steps,
+            "peak_memory": peak_memory(device),
+        }
 
     for _ in range(2):
         step()

@@ -77,6 +77,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "seeds": (*COUNT, "10001", HUGE),
     "threads": COUNT,
     "engine": NAME,
+    "batch_parts": COUNT,
     "protocol": (*NAME, "fedprox"),
     "checkpoint_every": COUNT,
     "max_rounds": COUNT,

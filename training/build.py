@@ -34,7 +34,7 @@ from utils.virtual_time import VirtualTime
 from workers import distributed
 from workers.engine import Engine
 from workers.robust import Byzantine, parse_byzantine
-from workers.tuning import splits
+from workers.tuning import products, splits
 from workers.worker_vision import Fleet
 
 T = TypeVar("T")
@@ -96,6 +96,11 @@ class Job:
             latency_ms=c.latency_ms,
             bandwidth_mbps=c.bandwidth_mbps,
         )
+
+    @cached_property
+    def sample_products(self) -> int:
+        """Multiplications of a forward pass of one sample."""
+        return products(self.model, self.samples.shape)
 
     @property
     def steps_per_epoch(self) -> int:

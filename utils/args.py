@@ -274,8 +274,8 @@ class Config:
     eval_every: int | None = flag(
         None,
         "run",
-        "rounds between evaluations (default: those of an epoch, or more where "
-        "evaluating would cost over a quarter of the training)",
+        "rounds between evaluations (default: an epoch, or more where "
+        "evaluating would cost more than its share of the training)",
         check=POSITIVE,
     )
     plots: bool = flag(True, "run", "draw the plots at the end", numeric=False)

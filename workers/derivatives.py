@@ -221,10 +221,10 @@ class Derivatives:
         <g, rho> + <s, statistics> with respect to rows and weights: ([N, D], [N, B], ids [N, B]).
         Workers that do not step pass their statistics' adjoint on.
         """
-        ids_NB = self.fleet.batches.ids(steps_N)
+        ids_NB, keys_NB = self.fleet.schedule(steps_N)
         P = self.layout.P
         if self.engine.name == "graph" and workers is None:
-            batch = self.fleet.batch(list(range(len(rows_ND))), ids_NB, steps_N)
+            batch = self.fleet.batch(list(range(len(rows_ND))), ids_NB, keys_NB)
             self._product = self._product or self._trusted(rows_ND[:1], batch)
             self._graph = self._graph or AdjointGraph(self, rows_ND, batch)
             ids_NB = send(ids_NB, rows_ND.device)
@@ -237,12 +237,12 @@ class Derivatives:
         stepped_N = torch.zeros(len(rows_ND), dtype=torch.bool)
         chunks = self.engine.chunks(range(len(rows_ND)) if workers is None else workers)
         if self._product is None and chunks:
-            self._product = self._trusted(rows_ND[chunks[0]], self.fleet.batch(chunks[0], ids_NB, steps_N))
+            self._product = self._trusted(rows_ND[chunks[0]], self.fleet.batch(chunks[0], ids_NB, keys_NB))
 
         def run(chunk: list[int]) -> None:
             contiguous = chunk[-1] - chunk[0] + 1 == len(chunk)
             part = slice(chunk[0], chunk[-1] + 1) if contiguous else chunk
-            batch, back_nD = self.fleet.batch(chunk, ids_NB, steps_N), result_ND[part]
+            batch, back_nD = self.fleet.batch(chunk, ids_NB, keys_NB), result_ND[part]
             products_nB = self._adjoint(rows_ND[part], rho_NP[part], statistics_NS[part], batch, back_nD)
             if not contiguous:
                 result_ND[chunk] = back_nD

@@ -108,7 +108,7 @@ def products(model: nn.Module, image_shape: tuple[int, ...]) -> int:
     for module in model.modules():
         module.register_forward_hook(count)
     with torch.no_grad():
-        model(torch.zeros(1, *image_shape))
+        model(torch.zeros(1, *image_shape, dtype=next(model.parameters()).dtype))
     return sum(counts)
 
 

@@ -142,8 +142,16 @@ class Fleet:
 
     # ---- local training -------------------------------------------------------------------------
 
-    def batch(self, rows: list[int], ids_NB: Tensor, steps_N: Tensor) -> Batch:
-        """The batch of a chunk: ``ids_NB`` as the schedule gave them for all workers."""
+    def schedule(self, steps_N: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What worker k trains on at its step ``steps_N[k]``: sample ids [N, B], and the hashes [N, B] that determine
+        how each is augmented (None: it is not)."""
+        ids_NB = self.batches.ids(steps_N)
+        if self.samples.augmentation == "none":
+            return ids_NB, None
+        return ids_NB, augmentation_keys(self.seed, torch.arange(self.num_workers), steps_N, ids_NB.shape[1])
+
+    def batch(self, rows: list[int], ids_NB: Tensor, keys_NB: Tensor | None) -> Batch:
+        """The batch of a chunk, as the schedule says."""
         rows_n = torch.tensor(rows)
         workers_n = self.owned.start + rows_n % len(self.owned)
         sizes_n = self.batches.sizes_N[workers_n]
@@ -153,9 +161,7 @@ class Fleet:
         if self.batches.ragged:
             padded = ids_nB == PADDING
             ids_nB = ids_nB.clamp(min=0)
-        keys_nB = None
-        if self.samples.augmentation != "none":
-            keys_nB = send(augmentation_keys(self.seed, workers_n, steps_N[workers_n], size), self.device)
+        keys_nB = None if keys_NB is None else send(keys_NB[workers_n, :size], self.device)
         inputs, targets_nB = self.samples.training(ids_nB, keys_nB)
         if self._all_count:
             weights_nB = torch.ones(ids_nB.shape, dtype=self.dtype, device=self.device)
@@ -176,17 +182,17 @@ class Fleet:
         if workers is not None and len(workers) == self.num_workers:
             workers = None
         rows = self.rows_of(workers)
-        ids_NB = self.batches.ids(steps_N)
+        schedule = self.schedule(steps_N)
         if self.engine.name == "graph" and workers is None:
             self._step_graph = self._step_graph or StepGraph(self)
-            return self._step_graph(self, self.batch(rows, ids_NB, steps_N), lr)
+            return self._step_graph(self, self.batch(rows, *schedule), lr)
         losses_R = torch.zeros(self.num_rows, device=self.device)
         if self.engine.parts > 1 and 0 < len(rows) < self.engine.threads:
-            self._train_in_parts(rows, ids_NB, steps_N, lr, losses_R)
+            self._train_in_parts(rows, schedule, lr, losses_R)
             return losses_R
 
         def run(chunk: list[int]) -> None:
-            self.train_chunk(chunk, self.batch(chunk, ids_NB, steps_N), lr, losses_R)
+            self.train_chunk(chunk, self.batch(chunk, *schedule), lr, losses_R)
 
         self.engine.map(run, self.engine.chunks(rows))
         return losses_R
@@ -203,11 +209,11 @@ class Fleet:
         losses_R[part] = loss_n.to(losses_R.dtype)
 
     def _train_in_parts(
-        self, rows: list[int], ids_NB: Tensor, steps_N: Tensor, lr: float, losses_R: Tensor
+        self, rows: list[int], schedule: tuple[Tensor, Tensor | None], lr: float, losses_R: Tensor
     ) -> None:
         """:meth:`train_chunk` of fewer rows than threads, with the parts of their batches side by side: the same
         parts, added in the same order, so the same bits."""
-        batches = self.engine.map(lambda row: self.batch([row], ids_NB, steps_N), rows)
+        batches = self.engine.map(lambda row: self.batch([row], *schedule), rows)
         parts = [b.cut(self.engine.parts) for b in batches]
         rows_1D = [self.rows_RD[row : row + 1] for row in rows]
         tasks = [(row_1D, b) for row_1D, cut in zip(rows_1D, parts, strict=True) for b in cut]
