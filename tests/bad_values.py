@@ -18,7 +18,6 @@ BAD: dict[str, tuple[str, ...]] = {
     "history": COUNT,
     "horizon": COUNT,
     "neighbors": COUNT,
-    "batch_parts": COUNT,
     "node_datasize": (*COUNT, "1000000"),
     "val_fraction": ("0", "1", "-1", "nan", "some"),
     "max_train": COUNT,
