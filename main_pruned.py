@@ -85,7 +85,7 @@ def run(config: PruningConfig) -> dict[str, Any]:
         record = results["comparison"] = prune(stage1, method, config.train_ratio, reuse=bool(results))
         if method != "noprune":
             node_view(stage1, method)
-        metric = metric_of(stage1.summary)
+        metric = metric_of(record["stage1"])
         before, after = (shown(figure_of(record[stage]), metric) for stage in ("stage1", "stage2"))
         what = f"({method}, {record['ratio']:.4g} kept)"
         print(f"test {metric['name']} {before} in stage 1, {after} in stage 2 {what}; {stage1.folder}")
