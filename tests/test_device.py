@@ -26,10 +26,11 @@ from utils.errors import UsageError
 from utils.influence import Options, score
 from utils.influence.ripples import ripples
 from utils.records import read_json
+from workers.batch import Batch
 from workers.derivatives import Derivatives
 from workers.engine import Engine
 from workers.step_graph import STREAMS, StepGraph, Streams, streams_of
-from workers.worker_vision import Batch, Fleet
+from workers.worker_vision import Fleet
 
 # ---- the same numbers ----------------------------------------------------------------------------
 

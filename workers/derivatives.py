@@ -27,10 +27,11 @@ from torch.nn.utils.rnn import pad_sequence
 from data.batches import PADDING, Samples
 from utils import devices
 from utils.devices import send
+from workers.batch import Batch
 from workers.engine import DEVICE_ERRORS, Engine
 from workers.open_modules import opened
 from workers.step_graph import FixedBatch, record
-from workers.worker_vision import Batch, Fleet
+from workers.worker_vision import Fleet
 
 PIECE = 128 * 3 * 32 * 32  # pixel values that are evaluated at once: the CNN's activations of more are 1.3 times
 LARGEST_PIECE = 500  # as slow a sample (freshly mapped memory), and those of fewer no faster
@@ -340,8 +341,7 @@ class AdjointGraph:
         P = derivatives.layout.P
         self._rho_NP, self._statistics_NS = torch.zeros_like(rows_ND).tensor_split([P], 1)
         self._products_NB = torch.zeros(batch.ids.shape, dtype=rows_ND.dtype, device=rows_ND.device)
-        sizes = derivatives.fleet.per_row(derivatives.fleet.batches.sizes_N).tolist()
-        self._batch = FixedBatch(sizes, batch)
+        self._batch = FixedBatch(derivatives.fleet.row_sizes, batch)
         self._rows_ND.copy_(rows_ND)
         with forward_ad.dual_level():
             self._replay = record(rows_ND.device, len(rows_ND), self._row, self._row)

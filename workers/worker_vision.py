@@ -13,11 +13,7 @@ D floats a row, B batch, n samples of the data set (or workers of a chunk, as in
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import reduce
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +25,7 @@ from utils import devices
 from utils.devices import send
 from utils.errors import UsageError
 from utils.progress import Progress, ignored
+from workers.batch import Batch, Gradients, added
 from workers.engine import Engine
 from workers.evaluation import evaluate_rows
 from workers.mixing import mix_replicas, mix_rows, without_workers
@@ -36,45 +33,6 @@ from workers.robust import Byzantine, robust_mix, sent_rows
 from workers.step_graph import StepGraph
 
 COLUMNS = 1 << 16  # floats of a sum over rows that stay in a CPU's cache
-
-
-@dataclass
-class Batch:
-    """What one chunk trains on at one step: inputs [n, B, ...], targets [n, B, ...], weights [n, B]
-    (0 on padding and on samples that are switched off), sizes [n] (samples, whatever their weight), ids [n, B]."""
-
-    inputs: Tensor
-    targets: Tensor
-    weights: Tensor
-    sizes: Tensor
-    ids: Tensor
-
-    def cut(self, parts: int) -> list[Batch]:
-        """So many parts at most, as even as can be, whose losses add up to that of the whole."""
-        if parts == 1:
-            return [self]
-        pieces = zip(*(t.chunk(parts, 1) for t in (self.inputs, self.targets, self.weights, self.ids)), strict=True)
-        return [Batch(inputs, targets, weights, self.sizes, ids) for inputs, targets, weights, ids in pieces]
-
-    def mean(self, losses_nB: Tensor) -> Tensor:
-        """Weighted mean loss [n]: sum of w_i loss_i over the batch size."""
-        return (losses_nB * self.weights).sum(1) / self.sizes
-
-
-class Gradients(NamedTuple):
-    """A chunk's parameters as the engine's leaves, the gradient of each, and the losses [n]."""
-
-    leaves: list[Tensor]
-    gradients: Sequence[Tensor]
-    loss_n: Tensor
-
-
-def added(parts: list[Gradients]) -> Gradients:
-    """The gradients and losses of the parts of a batch as those of the whole, added in the order of the parts."""
-    if len(parts) == 1:
-        return parts[0]
-    gradients = [reduce(operator.add, same) for same in zip(*(p.gradients for p in parts), strict=True)]
-    return Gradients(parts[0].leaves, gradients, reduce(operator.add, [p.loss_n for p in parts]))
 
 
 class Fleet:
@@ -135,6 +93,11 @@ class Fleet:
     def per_row(self, values_N: Tensor) -> Tensor:
         """A value of each worker as a value of each row here [R]."""
         return send(values_N[self.owned.start : self.owned.stop].repeat(self.replicas), self.device)
+
+    @property
+    def row_sizes(self) -> list[int]:
+        """Samples in the batch of each row here."""
+        return self.per_row(self.batches.sizes_N).tolist()
 
     def collect(self, values_R: Tensor) -> Tensor:
         """Values of the rows here as values of all rows, wherever they live."""
