@@ -139,6 +139,31 @@ def test_nothing_unpickles(path):
             assert given.get("shell", "False") == "False", f"{path}:{node.lineno}"
 
 
+KNOW_ENGINES = {"workers/engine.py", "workers/tuning.py", "utils/effects.py", "utils/recorded.py"}
+
+
+def engine_names(tree: ast.AST) -> list[int]:
+    """Lines that compare something with the name of an engine, or look one up by it."""
+    names = {"threads", "loop", "vmap", "graph"}
+
+    def named(node: ast.AST) -> bool:
+        parts = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else [node]
+        return any(isinstance(part, ast.Constant) and part.value in names for part in parts) or (
+            isinstance(node, ast.Attribute) and ast.unparse(node).endswith("engine.name")
+        )
+
+    compared = [n for n in ast.walk(tree) if isinstance(n, ast.Compare) and any(map(named, [n.left, *n.comparators]))]
+    looked_up = [n for n in ast.walk(tree) if isinstance(n, ast.Subscript) and named(n.slice)]
+    return [node.lineno for node in compared + looked_up]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_one_file_knows_how_engines_work(path):
+    name = path.relative_to(ROOT).as_posix()
+    if name not in KNOW_ENGINES and not name.startswith("benchmarks/"):  # those: the rule, and the command line
+        assert not engine_names(TREES[path]), f"{path}: ask the engine for what is needed (batched, recorded, ...)"
+
+
 def test_the_rooms_of_the_plan_are_there():
     for name in """
         main.py main_pruned.py requirements.txt workers/worker_vision.py networks/__init__.py training/trainer.py
@@ -151,6 +176,13 @@ def test_the_rooms_of_the_plan_are_there():
 
 
 # ---- the test itself can fail -----------------------------------------------------------------------------
+
+
+def test_comparisons_of_engines_are_found():
+    lines = ["engine.name == 'vmap'", "name in ('loop', 'x')", "CHUNKS[self.engine.name]", "'a' != job.engine.name"]
+    for line in lines:
+        assert engine_names(ast.parse(line)) == [1], line
+    assert not engine_names(ast.parse('Engine(model, engine.name)\nengine.batched\nmode == "ring"'))
 
 
 def test_imports_are_found(tmp_path):

@@ -240,14 +240,14 @@ def an_extra_step_of_one_row_in_the_second_matrix():
 
 
 def no_memory_for_a_timed_candidate():
-    plain = Engine.logits
+    plain = Engine.outputs
 
-    def logits(engine: Engine, *arguments, **options) -> Tensor:
-        if engine.name == "vmap":
+    def outputs(engine: Engine, *arguments, **options) -> Tensor:
+        if engine.batched:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return plain(engine, *arguments, **options)
 
-    with mock.patch.object(Engine, "logits", logits):
+    with mock.patch.object(Engine, "outputs", outputs):
         a_job("cuda", model="mlp", engine="measure")
 
 

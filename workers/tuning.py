@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from data.batches import Batches, Samples
 from utils.errors import UsageError
-from workers.engine import DEVICE_ERRORS, Engine
+from workers.engine import DEVICE_ERRORS, Engine, cuts_batches
 from workers.step_graph import RecordingFailed
 from workers.worker_vision import Fleet
 
@@ -29,7 +29,6 @@ BATCHED_PARAMETERS, BATCHED_WORKERS = 150_000, 8
 # makes gradients of all weights, which have to be added.
 PART_PRODUCTS, PART_PRODUCTS_A_WEIGHT = 20_000_000, 64
 TRIAL_ROWS, GPU_TRIAL_ROWS = 128, 64
-IN_PARTS = ("threads", "loop")  # engines whose batches can be cut
 MOST_DEVIATION = 0.01  # of a recorded step from a plain one; a step left out would be 0.3
 
 
@@ -84,7 +83,7 @@ def batch_parts(
     """Parts that every batch is cut into, for threads that would idle where only ``at_once`` workers train at a time:
     as many as each of these workers has threads, if a part is worth one."""
     parts = threads // at_once
-    if parts < 2 or engine not in IN_PARTS or not splits(model):
+    if parts < 2 or not cuts_batches(engine) or not splits(model):
         return 1
     weights = sum(p.numel() for p in model.parameters())
     least = max(PART_PRODUCTS, PART_PRODUCTS_A_WEIGHT * weights)

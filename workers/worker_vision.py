@@ -68,7 +68,7 @@ class Fleet:
         self.replicas = len(weights_Mn)
         self.owned = range(self.num_workers) if owned is None else owned
         self.num_rows = self.replicas * len(self.owned)
-        if engine.name == "vmap" and batches.ragged and self.layout.buffers:
+        if engine.batched and batches.ragged and self.layout.buffers:
             raise UsageError(
                 "the vmap engine cannot train BatchNorm on batches of different sizes; use --engine threads, "
                 "or a --batch_size no larger than the smallest shard"
@@ -146,7 +146,7 @@ class Fleet:
             workers = None
         rows = self.rows_of(workers)
         schedule = self.schedule(steps_N)
-        if self.engine.name == "graph" and workers is None:
+        if self.engine.recorded and workers is None:
             self._step_graph = self._step_graph or StepGraph(self)
             return self._step_graph(self, self.batch(rows, *schedule), lr)
         losses_R = torch.zeros(self.num_rows, device=self.device)
@@ -204,7 +204,7 @@ class Fleet:
     ) -> None:
         """The SGD update of a chunk: one fused kernel, which walks raw memory, so whatever it gets must lie in
         memory alike."""
-        if self.engine.name == "vmap":
+        if self.engine.batched:
             gradient_nP = self.layout.unfilled(momentum_nP)
             for entry, gradient in zip(self.layout.parameters, gradients, strict=True):
                 entry.view(gradient_nP).copy_(gradient)
@@ -221,7 +221,7 @@ class Fleet:
                 g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
                 for g, p in zip(gradients, parameters, strict=True)
             ]
-            momenta = [e.view(momentum_nP[0]) for e in self.layout.parameters]
+            momenta = self.engine.views(self.layout.parameters, momentum_nP)
         torch._fused_sgd_(
             parameters,
             gradients,
