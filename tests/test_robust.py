@@ -259,11 +259,11 @@ def test_parse_byzantine():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("sign_flip", "COUNT:ATTACK"),
-        ("-1:nan", "COUNT:ATTACK"),
-        ("", "COUNT:ATTACK"),
-        ("2.5:nan", "COUNT:ATTACK"),
-        ("9" * 5000 + ":nan", "COUNT:ATTACK"),
+        ("sign_flip", "COUNT:KIND"),
+        ("-1:nan", "COUNT:KIND"),
+        ("", "COUNT:KIND"),
+        ("2.5:nan", "COUNT:KIND"),
+        ("9" * 5000 + ":nan", "COUNT:KIND"),
         ("4:nan", "none that is honest"),
         ("1:signflip", "Did you mean 'sign_flip'"),
         ("1:", "Choose from: sign_flip, noise, nan"),

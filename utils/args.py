@@ -205,7 +205,8 @@ class Config:
     )
     warmup_step: int = flag(0, "optimization", "rounds in which the learning rate rises to --lr", check=NOT_NEGATIVE)
     milestones: tuple[float, ...] = flag(
-        (), "optimization", "epochs at which multistep multiplies by gamma (default: at 50 %% and 75 %% of the run)"
+        (), "optimization", "epochs at which multistep multiplies by gamma (default: at 50 %% and 75 %% of the run)",
+        check=POSITIVE,
     )
     max_rounds: int | None = flag(
         None, "optimization", "stop after N rounds, though the learning rate is planned for more", check=POSITIVE
@@ -294,10 +295,11 @@ class Config:
                     raise UsageError(f"--{f.name} is {number}: it must be a finite number.")
                 if isinstance(number, int | float) and abs(number) >= LARGEST:
                     raise UsageError(f"--{f.name} is {number}: it must be below {LARGEST:.0e}.")
-            if value is not None and meta["choices"] and value not in meta["choices"]:
-                raise unknown_name(f"--{f.name}", str(value), meta["choices"])
-            if value is not None and meta["check"] and not meta["check"][0](value):
-                raise UsageError(f"--{f.name} is {value}: it {meta['check'][1]}.")
+            for one in value if isinstance(value, tuple) else () if value is None else (value,):
+                if meta["choices"] and one not in meta["choices"]:
+                    raise unknown_name(f"--{f.name}", str(one), meta["choices"])
+                if meta["check"] and not meta["check"][0](one):
+                    raise UsageError(f"--{f.name} is {one}: it {meta['check'][1]}.")
         self.check()
 
     def check(self) -> None:
@@ -308,8 +310,8 @@ class Config:
             check_run_name(self.run_name)
         if self.resume and self.overwrite:
             raise UsageError("--resume and --overwrite contradict each other: choose one.")
-        if list(self.milestones) != sorted(self.milestones) or any(m <= 0 for m in self.milestones):
-            raise UsageError("--milestones must be increasing epochs greater than 0.")
+        if list(self.milestones) != sorted(self.milestones):
+            raise UsageError("--milestones must be increasing epochs.")
 
         robust = self.aggregation != "mean" or self.byzantine is not None or self.on_bad_worker == "isolate"
         if robust and self.protocol != "gossip":

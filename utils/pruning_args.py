@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from utils.args import NOT_NEGATIVE, POSITIVE, SHARE, Check, Config, flag
-from utils.errors import UsageError, unknown_name
+from utils.args import FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, Check, Config, flag
+from utils.errors import UsageError
 from utils.registry import INFLUENCE, NETWORKS
 
 METHODS = (*INFLUENCE, "noprune")
 STAGE: Check = (lambda v: v in (1, 2), "must be 1 (train) or 2 (score, prune, retrain)")
+RANKED: Check = (lambda v: v >= 3, "must be 3 or greater: a rank correlation needs points")
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,14 @@ class PruningConfig(Config):
         (),
         "pruning",
         "shares to keep, as in 0.9 0.6 0.2: prune to each of them by each of --methods, and plot the accuracies",
+        check=SHARE,
         numeric=False,
     )
     methods: tuple[str, ...] = flag(
         ("cascade", "dice", "delete", "if", "random"),
         "pruning",
         "methods that --audit and --sweep compare",
+        choices=tuple(INFLUENCE),
         numeric=False,
     )
 
@@ -106,9 +109,9 @@ class PruningConfig(Config):
     audit: bool = flag(
         False, "audit", "check the scores: retrain without random groups of samples, and compare", numeric=False
     )
-    audit_groups: int = flag(40, "audit", "groups, each a retraining", check=POSITIVE, numeric=False)
+    audit_groups: int = flag(40, "audit", "groups, each a retraining", check=RANKED, numeric=False)
     audit_fraction: float = flag(
-        0.05, "audit", "share of the training samples in each group", check=SHARE, numeric=False
+        0.05, "audit", "share of the training samples in each group", check=FRACTION, numeric=False
     )
     audit_seed: int = flag(0, "audit", "seed that draws the groups", check=NOT_NEGATIVE, numeric=False)
     cluster: str | None = flag(
@@ -127,16 +130,6 @@ class PruningConfig(Config):
     def check(self) -> None:
         """Settings that do not go together."""
         super().check()
-        for name in self.methods:
-            if name not in METHODS[:-1]:
-                raise unknown_name("--methods name", name, METHODS[:-1])
-        for share in self.sweep:
-            if not 0 < share <= 1:
-                raise UsageError(f"--sweep {share}: shares must be above 0 and at most 1.")
-        if self.audit_fraction >= 1:
-            raise UsageError("--audit_fraction must be below 1: a group of all samples leaves nothing to train on.")
-        if self.audit_groups < 3:
-            raise UsageError("--audit_groups must be at least 3: a rank correlation needs points.")
         if self.cluster and not re.fullmatch(r"t(cp|ls)://[^/:]+:[0-9]{1,5}|local:[1-9][0-9]{0,3}", self.cluster):
             raise UsageError(
                 f"--cluster {self.cluster}: give tcp://HOST:PORT, tls://HOST:PORT, or local:K with K processes."

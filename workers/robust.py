@@ -18,7 +18,6 @@ P trainable floats of it (BatchNorm statistics lie in P..D).
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,9 +29,10 @@ from scipy import sparse
 from torch import Tensor
 
 from utils import devices
+from utils.bad_workers import bad_workers
 from utils.devices import send
-from utils.errors import UsageError, choose
-from utils.random import derive_seed, permutations
+from utils.errors import choose
+from utils.random import derive_seed
 from workers.engine import Engine
 from workers.mixing import mix_rows
 
@@ -330,24 +330,9 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {"sign_flip": sign_flip, "noise": no
 
 
 def parse_byzantine(text: str, num_workers: int, seed: int) -> Byzantine:
-    """``COUNT:ATTACK``: so many of the N workers, drawn by ``seed``, ascending.
-
-    Raises UsageError for other text, an unknown attack, or a COUNT that leaves no honest worker.
-    """
-    match = re.fullmatch(r"([0-9]{1,9}):(.*)", text.strip())
-    if match is None:
-        raise UsageError(
-            f"--byzantine {text!r}: write COUNT:ATTACK, such as 2:sign_flip; attacks: {', '.join(ATTACKS)}."
-        )
-    count, attack = int(match[1]), match[2]
-    choose(ATTACKS, attack, "attack (--byzantine)")
-    if count >= num_workers:
-        raise UsageError(
-            f"--byzantine {text}: {count} of {num_workers} workers leaves none that is honest; "
-            f"use a COUNT below {num_workers}."
-        )
-    drawn = permutations(torch.tensor([num_workers]), "byzantine", seed)[0, :count]
-    return Byzantine(tuple(sorted(drawn.tolist())), attack)
+    """``COUNT:KIND`` as workers drawn by ``seed``, and their attack. Raises UsageError as ``bad_workers`` does."""
+    workers, attack = bad_workers("--byzantine", text, ATTACKS, num_workers, "byzantine", seed, least=0)
+    return Byzantine(tuple(workers), attack)
 
 
 def sent_rows(
