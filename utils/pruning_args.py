@@ -75,7 +75,7 @@ class PruningConfig(Config):
         numeric=False,
     )
     methods: tuple[str, ...] = flag(
-        ("cascade", "dice", "delete", "if", "random"),
+        tuple(INFLUENCE),
         "pruning",
         "methods that --audit and --sweep compare",
         choices=tuple(INFLUENCE),
