@@ -192,7 +192,7 @@ def test_the_result_stays_among_the_honest_rows(data):
 @pytest.mark.parametrize("rule", ROBUST)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_not_heard(rule, value):
-    """One bad float is enough; the receiver does as if the sender had been silent."""
+    """One bad float is enough; the receiver does as if the sender had sent nothing."""
     rows_ND = random_rows(8)
     bad = rows_ND[5].clone()
     bad[17] = value
@@ -201,7 +201,7 @@ def test_what_is_not_finite_is_not_heard(rule, value):
     if rule in COORDINATEWISE:
         without = gossip(rule, "all", torch.cat([rows_ND[:5], rows_ND[6:]]))
         assert torch.equal(torch.cat([mixed[:5], mixed[6:]]), without)
-    # All neighbours silent: what remains is one's own row.
+    # Nothing from any neighbour: what remains is one's own row.
     alone = gossip(rule, "ring", rows_ND, {4: bad, 6: bad})[5]
     torch.testing.assert_close(alone, rows_ND[5], rtol=1e-14, atol=0)
     assert not bool(gossip("mean", "all", rows_ND, {5: bad}).isfinite().all())

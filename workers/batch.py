@@ -26,7 +26,7 @@ class Batch:
     ids: Tensor
 
     def cut(self, parts: int) -> list[Batch]:
-        """So many parts at most, as even as can be, whose losses add up to that of the whole."""
+        """At most ``parts`` parts, as even as can be, whose losses add up to that of the whole."""
         if parts == 1:
             return [self]
         pieces = zip(*(t.chunk(parts, 1) for t in (self.inputs, self.targets, self.weights, self.ids)), strict=True)

@@ -67,7 +67,7 @@ def trimmed_mean(
     trim: int | None = None,
 ) -> None:
     """Coordinate-wise mean without the ``trim`` largest and the ``trim`` smallest of the d + 1 rows.
-    Weights are ignored. ``trim``: default :func:`trimmed_of`. Right while at most so many are bad."""
+    Weights are ignored. ``trim``: default :func:`trimmed_of`. Right while at most ``trim`` neighbours are bad."""
     trim = trimmed_of(len(neighbours)) if trim is None else trim
     if not 0 <= trim <= len(neighbours) // 2:
         raise ValueError(f"cannot trim {trim} at both ends of {len(neighbours) + 1} rows")
@@ -76,10 +76,10 @@ def trimmed_mean(
 
 def trimmed_of(neighbours: int) -> int:
     """How many values ``trimmed_mean`` drops at each end: a third of the neighbours, rounded up, but
-    never so many that none is left.
+    never all of them.
 
     A third is the classical bound on Byzantine participants. It has to be rounded up: on sparse graphs
-    (d = 4) two of the bad workers meet at one receiver more often than not, and a receiver that falls
+    (d = 4) two of the bad workers have the same receiver more often than not, and a receiver that falls
     is one bad worker more for its own neighbours.
     """
     return min(neighbours // 2, -(-neighbours // 3))
@@ -165,7 +165,7 @@ def _middle(target_D: Tensor, rows: list[Tensor], trim: int) -> None:
 
 
 def _blocks(row_D: Tensor, size: int) -> list[slice]:
-    """So many floats of a row at a time, which stay in a CPU's cache; all of them on an accelerator."""
+    """A row in pieces that stay in a CPU's cache; in one on an accelerator."""
     size = len(row_D) if devices.is_accelerator(row_D.device) else size
     return [slice(start, start + size) for start in range(0, len(row_D), max(1, size))]
 
@@ -220,7 +220,7 @@ def robust_mix(
     ``position_N[l]`` says where row l is (default: at l). ``sent``: what a bad worker sends instead of what
     it has; a receiver's own row is always what it has. Without it, ``mean`` is :func:`mix_rows` to the bit.
 
-    The rules other than ``mean`` ignore a sender whose row is not finite, as if it had been silent
+    The rules other than ``mean`` ignore a sender whose row is not finite, as if it had sent nothing
     (``clipped`` leaves its weight with the receiver), and read a negative BatchNorm variance as 0, for
     nobody honest sends one: so the new variance is an average of nonnegative ones. The statistics are
     aggregated apart from the parameters: the units of one must not set the radius of the other. A

@@ -78,7 +78,7 @@ class Fleet:
         self.momentum_RP = torch.zeros(self.num_rows, self.layout.P, device=self.device, dtype=self.dtype)
         self.extra: dict[str, Tensor] = {}  # further state of a protocol, such as a server's model
         self.isolated: set[int] = set()  # workers that nobody hears any more
-        self.silent: frozenset[int] = frozenset()  # workers that the consensus leaves out from the start
+        self.uncounted: frozenset[int] = frozenset()  # workers that the consensus leaves out from the start
         self._spare_RD = torch.empty(0)
         self._step_graph: StepGraph | None = None
         self._block_diagonals: dict[int, tuple] = {}
@@ -235,7 +235,7 @@ class Fleet:
             is_first_step=False,
         )
 
-    # ---- meeting --------------------------------------------------------------------------------
+    # ---- mixing --------------------------------------------------------------------------------
 
     def mix(self, matrix: sparse.csr_array, momentum: bool = False) -> None:
         """X <- W X in every replica (row = receiver); ``momentum``: the momentum rows too."""
@@ -300,7 +300,7 @@ class Fleet:
     def counted(self) -> Tensor:
         """Which workers the consensus is made of [N], bool, on the CPU: all but isolated and Byzantine ones."""
         counted_N = torch.ones(self.num_workers, dtype=torch.bool)
-        counted_N[sorted(self.isolated | self.silent)] = False
+        counted_N[sorted(self.isolated | self.uncounted)] = False
         return counted_N
 
     def consensus(self) -> Tensor:
@@ -313,7 +313,7 @@ class Fleet:
     def _add_counted(self, total_D: Tensor, rows_nD: Tensor) -> None:
         """Add the counted ones of the rows of the workers here, one after the other: their sum must not depend
         on how many processes hold them."""
-        left_out = self.isolated | self.silent
+        left_out = self.isolated | self.uncounted
 
         def add(columns: slice) -> None:
             for worker, x_D in zip(self.owned, rows_nD, strict=True):
