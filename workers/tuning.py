@@ -25,8 +25,8 @@ from workers.worker_vision import Fleet
 # Linear layers of all workers as one batched product: measured on MLPs of 5 thousand to 2 million parameters and
 # 1 to 64 workers, two threads. With 8 workers 2.5 x one by one at 5 thousand, 1.25 x at 100 thousand, 0.8 x at 200.
 BATCHED_PARAMETERS, BATCHED_WORKERS = 150_000, 8
-# A part of a batch must be worth handing to a thread: at least these multiplications in all and for each weight, since each
-# part makes gradients of all weights, which have to be added.
+# A part of a batch must be worth handing to a thread: at least these multiplications in all, and for each weight,
+# since each part makes gradients of all weights, which have to be added.
 PART_PRODUCTS, PART_PRODUCTS_A_WEIGHT = 20_000_000, 64
 TRIAL_ROWS, GPU_TRIAL_ROWS = 128, 64
 MOST_DEVIATION = 0.01  # of a recorded step from a plain one; a step left out would be 0.3
