@@ -155,8 +155,8 @@ def test_threads_processes_and_repetition_give_the_same_bits(rule, mode):
         heard = np.unique(matrix[part].indices)[::-1]
         position_N = np.full(7, -1)
         position_N[heard] = np.arange(len(heard))
-        source_SD, target_nD = rows_ND[heard.copy()], torch.empty(len(part), 30)
-        robust_mix(LINEAR, rule, matrix, source_SD, target_nD, np.array(part), position_N, sent)
+        source_AD, target_nD = rows_ND[heard.copy()], torch.empty(len(part), 30)
+        robust_mix(LINEAR, rule, matrix, source_AD, target_nD, np.array(part), position_N, sent)
         assert torch.equal(target_nD, expected[part])
 
 

@@ -104,9 +104,9 @@ class Derivatives:
         tangents_nD = torch.zeros_like(rows_nD)
         tangents_nD[:, : self.layout.P] = direction_nP
         leaves, tangents = self._leaves(rows_nD, gradients), self._leaves(tangents_nD, gradients=False)
-        P = len(self.layout.parameters)
-        duals = [forward_ad.make_dual(*pair) for pair in zip(leaves[:P], tangents[:P], strict=True)]
-        return leaves, duals + leaves[P:]
+        count = len(self.layout.parameters)
+        duals = [forward_ad.make_dual(*pair) for pair in zip(leaves[:count], tangents[:count], strict=True)]
+        return leaves, duals + leaves[count:]
 
     def _pack(self, gradients: list[Tensor], rows_nD: Tensor) -> None:
         """Add tensors in the shape of the leaves to rows."""

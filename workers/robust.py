@@ -11,7 +11,7 @@ No rule can save a receiver that hears mostly bad workers; :func:`exposed` names
 To add a rule, write a function ``(target_D, own_D, neighbours, weights, own_weight)`` and put it in
 AGGREGATIONS; an attack is a function ``(row_D, *keys) -> row_D`` in ATTACKS.
 
-Legend: N workers, n receivers, S rows at hand, D floats a row, d neighbours of a receiver,
+Legend: N workers, n receivers, A rows at hand, D floats a row, d neighbours of a receiver,
 P trainable floats of it (BatchNorm statistics lie in P..D).
 """
 
@@ -207,7 +207,7 @@ def robust_mix(
     engine: Engine,
     rule: str,
     matrix: sparse.csr_array,
-    source_SD: Tensor,
+    source_AD: Tensor,
     target_nD: Tensor,
     receivers: np.ndarray | None = None,
     position_N: np.ndarray | None = None,
@@ -216,7 +216,7 @@ def robust_mix(
     """The gossip step under a rule: the new row of ``receivers[i]`` (default: all) into ``target_nD[i]``,
     which must not overlap the source.
 
-    ``matrix``: W, row = receiver. ``source_SD`` holds what these receivers and their neighbours have,
+    ``matrix``: W, row = receiver. ``source_AD`` holds what these receivers and their neighbours have,
     ``position_N[l]`` says where row l is (default: at l). ``sent``: what a bad worker sends instead of what
     it has; a receiver's own row is always what it has. Without it, ``mean`` is :func:`mix_rows` to the bit.
 
@@ -231,12 +231,12 @@ def robust_mix(
     function = choose(AGGREGATIONS, rule, "rule (--aggregation)")
     sent = sent or {}
     if rule == "mean" and not sent:
-        mix_rows(engine, matrix, source_SD, target_nD, receivers, position_N)
+        mix_rows(engine, matrix, source_AD, target_nD, receivers, position_N)
         return
     rows = list(range(matrix.shape[0])) if receivers is None else [int(receiver) for receiver in receivers]
 
     def has(row: int) -> Tensor:
-        return source_SD[row if position_N is None else int(position_N[row])]
+        return source_AD[row if position_N is None else int(position_N[row])]
 
     links = [_links(matrix, receiver) for receiver in rows]
     heard = sorted({sender for link in links for sender in link})
