@@ -41,7 +41,7 @@ def main() -> int:
         study = bad_workers if options.bad_workers else lds_table if options.lds else flipped_labels
         with tempfile.TemporaryDirectory() as folder:
             record = study(dataclasses.replace(config, results_dir=folder, quiet=True, plots=False), options.runs)
-        write_json(options.out, {"settings": config.numeric(), "runs": options.runs, **record})
+        write_json(options.out, {"settings": config.changing_results(), "runs": options.runs, **record})
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

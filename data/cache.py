@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from data.pictures import files_under
 from data.task import task_of
 from utils.digest import digest_json
 from utils.errors import UsageError
+from utils.files import replaced
 
 CACHE_VERSION = "4"  # raise it when a reader gives other samples or another order, or the cache holds something else
 TENSORS = ("inputs_n", "targets_n", "test_inputs_m", "test_targets_m")
@@ -83,7 +83,7 @@ def warn_damaged(file: Path, error: Exception | str) -> None:
 
 
 def write_cache(file: Path, arrays: Arrays, fingerprint: dict[str, Any], files: str) -> None:
-    """Atomic: a temporary file is renamed when it is complete. Where nothing can be written, it warns."""
+    """Atomic. Where nothing can be written, it warns."""
     owners = arrays.owners
     notes = json.dumps(
         {
@@ -101,14 +101,9 @@ def write_cache(file: Path, arrays: Arrays, fingerprint: dict[str, Any], files: 
         further |= {"owner_n": owners.owner_n, "positions_GX": owners.positions_GX}
     tensors |= {key: tensor for key, tensor in further.items() if isinstance(tensor, torch.Tensor)}
     metadata = {"files": files, "notes": notes, "digest": digest_json(notes)}
-    temporary = None
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".tmp")
-        os.close(descriptor)
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata)
-        os.replace(temporary, file)
+        with replaced(file) as temporary:
+            temporary.touch(0o600)  # the user's alone: others may not be meant to see the pictures
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata)
     except (OSError, SafetensorError) as error:
         warnings.warn(f"decoded data is not cached ({error}); it is decoded anew next time", RuntimeWarning, 3)
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)

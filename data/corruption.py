@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from data.dataset_loader import Dataset
-from utils.errors import UsageError, unknown_name
+from utils.bad_workers import bad_workers
+from utils.errors import UsageError
 from utils.random import integers, permutations, uniform
 
 KINDS = ("label_flip", "noise")
@@ -29,7 +30,9 @@ def corrupt(
     """
     if flip_share == 0 and bad_data is None:
         return dataset, {}
-    workers, kind = ([], None) if bad_data is None else parse_bad_data(bad_data, len(shards), seed)
+    workers, kind = [], None
+    if bad_data is not None:
+        workers, kind = bad_workers("--bad_data", bad_data, KINDS, len(shards), seed, "bad workers")
     classes, flips = dataset.task.num_outputs, flip_share > 0 or kind == "label_flip"
     if flips and (dataset.targets_n.dim() != 1 or classes < 2):
         raise UsageError(
@@ -56,13 +59,3 @@ def corrupt(
         labels_n[flipped] = (labels_n[flipped] + shift) % classes
     record = {"flipped": flipped.tolist(), "flip_share": flip_share, "bad_workers": workers, "kind": kind}
     return dataclasses.replace(dataset, targets_n=labels_n, inputs_n=images_nCHW), record
-
-
-def parse_bad_data(text: str, num_workers: int, seed: int) -> tuple[list[int], str]:
-    """'COUNT:KIND' as the workers, drawn by seed, and the kind."""
-    number, _, kind = text.partition(":")
-    if kind not in KINDS:
-        raise unknown_name("--bad_data kind", kind, KINDS)
-    if not number.isdecimal() or not 0 < int(number) < num_workers:
-        raise UsageError(f"--bad_data {text}: COUNT must be from 1 to {num_workers - 1}, as in 2:label_flip.")
-    return permutations(torch.tensor([num_workers]), seed, "bad workers")[0, : int(number)].sort().values.tolist(), kind

@@ -96,7 +96,8 @@ def displayable(name: str) -> str:
 
 
 def check_memory(count: int, channels: int, height: int, width: int) -> None:
-    """Raises UsageError where so many bytes are more than the machine has: it would kill the process instead."""
+    """Raises UsageError where ``count`` pictures take more bytes than the machine has, which would kill the
+    process instead."""
     if count * channels * height * width > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise UsageError(
             f"{count:,} pictures of {width}x{height} pixels do not fit into memory; give them a smaller --image_size"

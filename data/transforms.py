@@ -1,7 +1,7 @@
 """Batches of pictures: resize, normalize, augment. No hidden state; normalize and augment are the hot path
 of training, vectorized and alike on CPU and CUDA.
 
-Legend: B batch, C channels, H height, W width, P pixels (H * W).
+Legend: B batch, C channels, H height, W width, Q pixels (H * W).
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def augment(images_BCHW: Tensor, keys_B: Tensor, pad: int = 4, flip: bool = True
     column_BW = torch.where(draw_B1 < shifts * shifts, column_W, column_W.flip(0))
     column_BW = column_BW + draw_B1 // shifts % shifts
 
-    pixel_BP = (row_BH[:, :, None] * (width + 2 * pad) + column_BW[:, None, :]).flatten(1)
-    padded_BCP = F.pad(images_BCHW, (pad, pad, pad, pad)).flatten(2)
-    index_BCP = pixel_BP[:, None, :].expand(-1, images_BCHW.shape[1], -1)
-    augmented_BCHW = padded_BCP.gather(2, index_BCP).view(images_BCHW.shape)
+    pixel_BQ = (row_BH[:, :, None] * (width + 2 * pad) + column_BW[:, None, :]).flatten(1)
+    padded_BCQ = F.pad(images_BCHW, (pad, pad, pad, pad)).flatten(2)
+    index_BCQ = pixel_BQ[:, None, :].expand(-1, images_BCHW.shape[1], -1)
+    augmented_BCHW = padded_BCQ.gather(2, index_BCQ).view(images_BCHW.shape)
     if not images_BCHW.is_contiguous() and images_BCHW.is_contiguous(memory_format=torch.channels_last):
         return augmented_BCHW.contiguous(memory_format=torch.channels_last)
     return augmented_BCHW

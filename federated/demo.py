@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def demonstrate(flags: str, nodes: int, folder: Path, secure: bool) -> None:
-    """One run with so many nodes; Flower's files and logs go to ``folder``."""
+    """One run with ``nodes`` nodes; Flower's files and logs go to ``folder``."""
     keys = folder / "keys" if secure else None
     if keys:
         subprocess.run([ROOT / "federated" / "certificates.sh", str(keys), HOST, str(nodes)], check=True)

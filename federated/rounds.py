@@ -60,7 +60,7 @@ def configuration(flags: str, own_flags: str = "") -> Config:
     """
     shared = _parse(flags)
     config = _parse(f"{flags} {own_flags}") if own_flags else shared
-    changed = differences(config.numeric(), shared.numeric())
+    changed = differences(config.changing_results(), shared.changing_results())
     if changed:
         raise UsageError(f"a node's own flags may not change the run: take --{changed[0]} out of its --node-config.")
     if config.protocol != "fedavg":

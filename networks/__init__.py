@@ -11,9 +11,7 @@ Legend: B batch, F inputs of the head, T steps; an input shape is (channels, hei
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -26,7 +24,7 @@ from torch import Tensor, nn
 
 from utils.digest import digest_json, digest_tensors
 from utils.errors import UsageError
-from utils.files import parse_json
+from utils.files import parse_json, replaced
 from utils.registry import NETWORKS, load
 
 # Networks that torchvision has ImageNet weights for, and what torchvision calls them.
@@ -134,17 +132,12 @@ def save_model(model_state: Mapping[str, Tensor], path: str | Path, metadata: Ma
     missing = {"model", "num_outputs", "input_shape"} - set(metadata)
     if missing:
         raise ValueError(f"metadata lacks {sorted(missing)}: build it with model_metadata()")
-    path = Path(path)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model_state.items()}
     metadata = {**metadata, "digest": _digest(tensors, metadata)}
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, unfinished, metadata={"network": json.dumps(metadata, sort_keys=True)})
-        os.replace(unfinished, path)
+        with replaced(path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata={"network": json.dumps(metadata, sort_keys=True)})
     except (OSError, safetensors.SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
         raise UsageError(f"cannot write {path}: {error}. Free some space or choose another folder.") from error
 
 

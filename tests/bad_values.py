@@ -1,8 +1,11 @@
-"""Values that each flag refuses."""
+"""Values that each flag refuses: those that its kind and range say, or others that are written here."""
 
 from __future__ import annotations
 
 import dataclasses
+
+from utils.args import Config
+from utils.pruning_args import PruningConfig
 
 HUGE = "1" + "0" * 30  # more than 64 bits
 COUNT = ("0", "-1", "1.5", "many", "", "nan")  # whole numbers above 0
@@ -36,70 +39,32 @@ BAD: dict[str, tuple[str, ...]] = {
         "",
     ),
     "partition": NAME,
-    "alpha": NUMBER,
     "min_shard": (*COUNT_OR_0, "1000"),
     "shards_per_worker": (*COUNT, "1000"),
     "model": (*NAME, "resnet", "model.safetensors"),
-    "init": NAME,
     "mode": (*NAME, "rings"),
     "num_workers": (*COUNT, "1000", HUGE),
-    "local_steps": COUNT,
-    "aggregation": NAME,
     "byzantine": ("2", "2:", ":noise", "4:noise", "1:nose", "-1:noise", "x:noise"),
-    "on_bad_worker": NAME,
     "fraction_fit": SHARE,
-    "local_epochs": COUNT,
     "server_momentum": ("1", "-0.1", "nan", "some"),
     "async_alpha": SHARE,
-    "staleness_exponent": NUMBER_OR_0,
-    "buffer_size": COUNT,
-    "chain_order": NAME,
-    "speed_spread": NUMBER_OR_0,
-    "step_ms": NUMBER,
-    "latency_ms": NUMBER_OR_0,
-    "bandwidth_mbps": NUMBER,
-    "finetune": COUNT_OR_0,
-    "epochs": NUMBER,
-    "batch_size": COUNT,
-    "lr": NUMBER,
     "momentum": ("1", "-0.1", "nan", "some"),
-    "wd": NUMBER_OR_0,
-    "scheduler": NAME,
     "gamma": SHARE,
-    "warmup_step": COUNT_OR_0,
     "milestones": ("0", "-1", "5 3", "x", ""),
-    "patience": COUNT_OR_0,
-    "min_delta": NUMBER_OR_0,
     "device": ("", "tpu", "cuda:99", "cuda:x", "cuda:-1", "meta", "gpu"),
     "dtype": (*NAME, "bfloat16"),
-    "seed": COUNT_OR_0,
     "seeds": (*COUNT, "10001", HUGE),
-    "threads": COUNT,
-    "engine": NAME,
-    "batch_parts": COUNT,
     "protocol": (*NAME, "fedprox"),
-    "checkpoint_every": COUNT,
-    "max_rounds": COUNT,
-    "eval_every": COUNT,
 }
 
 BAD_PRUNING: dict[str, tuple[str, ...]] = {
     "stage": ("0", "3", "-1", "one", "1.5"),
     "pruning_algorithm": (*NAME, "cascad"),
     "train_ratio": SHARE,
-    "prune_scope": NAME,
-    "model_A": NAME,
-    "model_B": NAME,
-    "stage2_epochs": NUMBER,
     "sweep": ("0", "1.1", "-0.5", "x", "nan", "0.9 2", ""),
     "methods": ("noprune", "no-such-thing", "if dicee"),
-    "dice_hops": COUNT,
-    "dice_rounds": COUNT,
-    "delete_checkpoints": COUNT,
-    "memory_gb": NUMBER,
     "audit_groups": (*COUNT, "2"),
     "audit_fraction": (*SHARE, "1"),
-    "audit_seed": COUNT_OR_0,
     "cluster": ("here", "local", "tcp:"),
 }
 
@@ -120,3 +85,22 @@ def is_boolean(f: dataclasses.Field) -> bool:
 
 def words(value: str) -> list[str]:
     return value.split(" ") if value else [""]
+
+
+def usual(f: dataclasses.Field) -> tuple[str, ...] | None:
+    """What a flag of this kind refuses; None: its text has to be known."""
+    if f.metadata["choices"]:
+        return NAME
+    zero = f.metadata["check"] is None or f.metadata["check"][0](0)
+    if "int" in f.type:
+        return COUNT_OR_0 if zero else COUNT
+    if "float" in f.type:
+        return NUMBER_OR_0 if zero else NUMBER
+    return None
+
+
+for config_class, table in ((Config, BAD), (PruningConfig, BAD_PRUNING)):
+    for f in dataclasses.fields(config_class):
+        written = f.name in BAD or f.name in BAD_PRUNING or f.name in FREE_TEXT | RUNS_FIRST
+        if not written and not is_boolean(f) and usual(f) is not None:
+            table[f.name] = usual(f)

@@ -46,13 +46,14 @@ def for_types_only(tree: ast.AST) -> set[ast.AST]:
     return {inner for block in blocks for statement in block.body for inner in ast.walk(statement)}
 
 
-def imports(path: Path, at_start: bool = False) -> set[str]:
+def imports(path: Path, at_start: bool = False, types: bool = False) -> set[str]:
     """The project's modules that a file imports; ``at_start``: when it is loaded, not in its functions.
-    Lazy registries, which name modules in strings, count as imports in functions."""
+    Lazy registries, which name modules in strings, count as imports in functions.
+    ``types``: what is imported for types alone counts too."""
     if path == REGISTRY:  # names modules of all rooms for the command line, and imports none
         return {"utils.errors"}
     tree, found = TREES[path], set()
-    skipped = for_types_only(tree)
+    skipped = set() if types else for_types_only(tree)
     if at_start:
         functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)]
         skipped |= {inner for function in functions for inner in ast.walk(function)}
@@ -78,12 +79,18 @@ def test_imports_flow_one_way(path):
         other = name.split(".")[0]
         assert other == room or other in SEES[room], f"{path} imports {name}"
         if room == "visualization" and other == "utils":
-            seen = ("utils.records", "utils.scores", "utils.errors", "utils.command", "utils.intervals")
+            seen = ("utils.records", "utils.scores", "utils.errors", "utils.command", "utils.intervals",
+                    "utils.registry")  # fmt: skip
             assert name.startswith(seen), f"{path} imports {name}"
 
 
 def test_no_cycles():
-    graph = {module_of(p): {n for n in imports(p, at_start=True) if n in MODULES} - {module_of(p)} for p in FILES}
+    """In the lower rooms not for types either: a reader follows those too. (A protocol's job knows the protocol.)"""
+    graph = {}
+    for path in FILES:
+        name = module_of(path)
+        types = name.startswith(("networks", "data", "workers"))
+        graph[name] = {n for n in imports(path, at_start=True, types=types) if n in MODULES} - {name}
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
@@ -138,6 +145,31 @@ def test_nothing_unpickles(path):
             assert given.get("shell", "False") == "False", f"{path}:{node.lineno}"
 
 
+KNOW_ENGINES = {"workers/engine.py", "workers/tuning.py", "utils/effects.py", "utils/recorded.py"}
+
+
+def engine_names(tree: ast.AST) -> list[int]:
+    """Lines that compare something with the name of an engine, or look one up by it."""
+    names = {"threads", "loop", "vmap", "graph"}
+
+    def named(node: ast.AST) -> bool:
+        parts = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else [node]
+        return any(isinstance(part, ast.Constant) and part.value in names for part in parts) or (
+            isinstance(node, ast.Attribute) and ast.unparse(node).endswith("engine.name")
+        )
+
+    compared = [n for n in ast.walk(tree) if isinstance(n, ast.Compare) and any(map(named, [n.left, *n.comparators]))]
+    looked_up = [n for n in ast.walk(tree) if isinstance(n, ast.Subscript) and named(n.slice)]
+    return [node.lineno for node in compared + looked_up]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_one_file_knows_how_engines_work(path):
+    name = path.relative_to(ROOT).as_posix()
+    if name not in KNOW_ENGINES and not name.startswith("benchmarks/"):  # those: the rule, and the command line
+        assert not engine_names(TREES[path]), f"{path}: ask the engine for what is needed (batched, recorded, ...)"
+
+
 def test_the_rooms_of_the_plan_are_there():
     for name in """
         main.py main_pruned.py requirements.txt workers/worker_vision.py networks/__init__.py training/trainer.py
@@ -150,6 +182,13 @@ def test_the_rooms_of_the_plan_are_there():
 
 
 # ---- the test itself can fail -----------------------------------------------------------------------------
+
+
+def test_comparisons_of_engines_are_found():
+    lines = ["engine.name == 'vmap'", "name in ('loop', 'x')", "CHUNKS[self.engine.name]", "'a' != job.engine.name"]
+    for line in lines:
+        assert engine_names(ast.parse(line)) == [1], line
+    assert not engine_names(ast.parse('Engine(model, engine.name)\nengine.batched\nmode == "ring"'))
 
 
 def test_imports_are_found(tmp_path):
@@ -166,5 +205,6 @@ def test_imports_are_found(tmp_path):
             "training.protocols.gossip",
         }
         assert imports(path, at_start=True) == {"utils.args", "training", "training.build"}
+        assert "data" in imports(path, at_start=True, types=True)
     finally:
         del TREES[path]

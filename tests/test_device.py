@@ -26,10 +26,11 @@ from utils.errors import UsageError
 from utils.influence import Options, score
 from utils.influence.ripples import ripples
 from utils.records import read_json
+from workers.batch import Batch
 from workers.derivatives import Derivatives
 from workers.engine import Engine
 from workers.step_graph import STREAMS, StepGraph, Streams, streams_of
-from workers.worker_vision import Batch, Fleet
+from workers.worker_vision import Fleet
 
 # ---- the same numbers ----------------------------------------------------------------------------
 
@@ -242,7 +243,7 @@ def no_memory_for_a_timed_candidate():
     plain = Engine.outputs
 
     def outputs(engine: Engine, *arguments, **options) -> Tensor:
-        if engine.name == "vmap":
+        if engine.batched:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return plain(engine, *arguments, **options)
 

@@ -231,7 +231,7 @@ def test_only_the_first_process_warns(monkeypatch):
 
 # ---- is it true? A run with such a flag equals the run without it -----------------------------------------
 
-NUMERIC = {f.name for f in dataclasses.fields(Config) if f.metadata["numeric"]}
+NUMERIC = {f.name for f in dataclasses.fields(Config) if f.metadata["changes_results"]}
 HARMLESS = [
     words for name in EXAMPLES.keys() & NUMERIC for words, _ in EXAMPLES[name]
     if "no effect" in said(words)[-1] and not any(w in words for w in ("topology_file", "cuda", "model", "imagefolder"))

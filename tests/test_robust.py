@@ -155,8 +155,8 @@ def test_threads_processes_and_repetition_give_the_same_bits(rule, mode):
         heard = np.unique(matrix[part].indices)[::-1]
         position_N = np.full(7, -1)
         position_N[heard] = np.arange(len(heard))
-        source_SD, target_nD = rows_ND[heard.copy()], torch.empty(len(part), 30)
-        robust_mix(LINEAR, rule, matrix, source_SD, target_nD, np.array(part), position_N, sent)
+        source_AD, target_nD = rows_ND[heard.copy()], torch.empty(len(part), 30)
+        robust_mix(LINEAR, rule, matrix, source_AD, target_nD, np.array(part), position_N, sent)
         assert torch.equal(target_nD, expected[part])
 
 
@@ -192,7 +192,7 @@ def test_the_result_stays_among_the_honest_rows(data):
 @pytest.mark.parametrize("rule", ROBUST)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_not_heard(rule, value):
-    """One bad float is enough; the receiver does as if the sender had been silent."""
+    """One bad float is enough; the receiver does as if the sender had sent nothing."""
     rows_ND = random_rows(8)
     bad = rows_ND[5].clone()
     bad[17] = value
@@ -201,7 +201,7 @@ def test_what_is_not_finite_is_not_heard(rule, value):
     if rule in COORDINATEWISE:
         without = gossip(rule, "all", torch.cat([rows_ND[:5], rows_ND[6:]]))
         assert torch.equal(torch.cat([mixed[:5], mixed[6:]]), without)
-    # All neighbours silent: what remains is one's own row.
+    # Nothing from any neighbour: what remains is one's own row.
     alone = gossip(rule, "ring", rows_ND, {4: bad, 6: bad})[5]
     torch.testing.assert_close(alone, rows_ND[5], rtol=1e-14, atol=0)
     assert not bool(gossip("mean", "all", rows_ND, {5: bad}).isfinite().all())
@@ -259,11 +259,11 @@ def test_parse_byzantine():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("sign_flip", "COUNT:ATTACK"),
-        ("-1:nan", "COUNT:ATTACK"),
-        ("", "COUNT:ATTACK"),
-        ("2.5:nan", "COUNT:ATTACK"),
-        ("9" * 5000 + ":nan", "COUNT:ATTACK"),
+        ("sign_flip", "COUNT:KIND"),
+        ("-1:nan", "COUNT:KIND"),
+        ("", "COUNT:KIND"),
+        ("2.5:nan", "COUNT:KIND"),
+        ("9" * 5000 + ":nan", "COUNT:KIND"),
         ("4:nan", "none that is honest"),
         ("1:signflip", "Did you mean 'sign_flip'"),
         ("1:", "Choose from: sign_flip, noise, nan"),

@@ -155,7 +155,7 @@ class Job:
             weights_Mn=self.sample_weights_n[None] if weights_Mn is None else weights_Mn,
         )
         if self.byzantine is not None:
-            fleet.silent = frozenset(self.byzantine.workers)
+            fleet.uncounted = frozenset(self.byzantine.workers)
         return fleet
 
 

@@ -2,7 +2,7 @@
 
 A checkpoint is one safetensors file: the fleet's rows and momentum in canonical layout, and in its
 metadata the round, the state of the trainer as JSON, the run that it belongs to and a SHA-256 of all.
-It is written to a temporary file, flushed to the disk and renamed. The last two are kept; a damaged one
+It takes the place of its file at once, whole and flushed to the disk. The last two are kept; a damaged one
 is recognized by its checksum, and the one before it is used. Several processes write a part each, with
 their own rows; any number of processes can read it.
 
@@ -11,12 +11,10 @@ Legend: R rows of the fleet, D floats a row, P trainable ones.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
 import warnings
 from collections.abc import Callable
@@ -31,6 +29,7 @@ from torch import Tensor
 
 from utils.digest import digest_tensors
 from utils.errors import UsageError
+from utils.files import replaced
 from workers.worker_vision import Fleet
 
 KEEP = 2
@@ -91,22 +90,16 @@ def write(
     """
     suffix = f".part-{part + 1}-of-{parts}" if parts > 1 else ""
     path = folder / f"round-{checkpoint.round:08d}{suffix}.safetensors"
-    temporary = path.with_suffix(".tmp")
     metadata = {"round": str(checkpoint.round), "state": json.dumps(checkpoint.state), "run": checkpoint.run}
     metadata["sha256"] = checksum(checkpoint.tensors, metadata)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(checkpoint.tensors, temporary, metadata)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replaced(path) as temporary:
+            save_file(checkpoint.tensors, temporary, metadata)
         wait()
         for old in stored(folder)[:-keep] if keep and part == 0 else []:
             for file in parts_of(old):
                 file.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise UsageError(
             f"cannot write the checkpoint {path}: {error}. Free some space or choose another "
             "--results_dir; --resume goes on from the checkpoint before it."

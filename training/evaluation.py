@@ -56,19 +56,20 @@ def plan_evaluations(job: Job, rounds: int, workers: int, every: int | None) -> 
 
 
 def allowed_passes(training: float, products: int) -> float:
-    """Forward passes that evaluating may take beside so many of training. ``products``: multiplications of one."""
+    """Forward passes that evaluating may take beside ``training`` ones in training. ``products``:
+    multiplications of one."""
     short = min(SHORT, SHORT_PRODUCTS / max(1, products))
     return max(SHARE * training, min(SHARE_OF_SHORT_RUNS * training, short))
 
 
 def evenly_spread(ids_n: Tensor, most: int) -> Tensor:
-    """So many of these ids at most, as evenly spread as can be."""
+    """At most this number of the ids, as evenly spread as can be."""
     count = min(most, len(ids_n))
     return ids_n[torch.arange(count) * len(ids_n) // count]
 
 
 def _part(allowed: float, workers: int, samples: int) -> int:
-    """On how many of so many samples each worker is evaluated."""
+    """On how many of the ``samples`` each worker is evaluated."""
     if workers == 0:
         return samples
     return int(min(samples, max(LEAST_SAMPLES, allowed / workers)))

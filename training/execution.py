@@ -13,8 +13,8 @@ from training.protocols import load_protocol
 from utils.args import Config
 from utils.errors import UsageError
 from workers import distributed
-from workers.engine import Engine
-from workers.tuning import IN_PARTS, batch_parts, choose_execution, splits
+from workers.engine import IN_PARTS, Engine, cuts_batches
+from workers.tuning import batch_parts, choose_execution, splits
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def first_parts(
     if config.batch_parts is None:
         at_once = load_protocol(config.protocol).workers_at_once(config)
         return batch_parts(model, samples.shape, int(batches.sizes_N.max()), at_once, threads, engine)
-    if config.batch_parts > 1 and engine not in IN_PARTS:
+    if config.batch_parts > 1 and not cuts_batches(engine):
         raise UsageError(f"--batch_parts needs --engine {' or '.join(IN_PARTS)}; this run's is '{engine}'.")
     if config.batch_parts > 1 and not splits(model):
         raise UsageError(f"{config.model} normalizes over its batch, which cannot be cut: leave out --batch_parts.")

@@ -39,9 +39,10 @@ def identity_of(config: Config, data: Mapping[str, Any], shards: Sequence[Tensor
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """The numeric settings that are not at main.py's defaults, without paths: files count by their content."""
-    default = Config().numeric()
-    return {k: v for k, v in config.numeric().items() if v != default[k] and k not in FILES}
+    """The settings that change results and are not at main.py's defaults, without paths: files count by their
+    content."""
+    default = Config().changing_results()
+    return {k: v for k, v in config.changing_results().items() if v != default[k] and k not in FILES}
 
 
 def check_identity(run_dir: Path, now: Identity) -> None:

@@ -24,8 +24,6 @@ from utils.errors import UsageError
 from utils.influence.targets import node_weights
 from utils.progress import Progress, ignored
 
-CHUNKS_A_THREAD = {"threads": 4, "loop": 4, "vmap": 2, "graph": 512}  # a graph launches its rows together
-
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -99,9 +97,8 @@ def retrain_masks(
 def fleet_size(job: Job, masks: int, memory: float) -> int:
     """Retrainings a fleet holds: as few as keep the engine busy, since what a kill costs is a fleet; no more
     than fit into the memory."""
-    engine = job.engine
-    busy = engine.workers_a_chunk * engine.threads * CHUNKS_A_THREAD[engine.name]
-    return min(masks, replicas_that_fit(job, memory), max(1, busy // job.config.num_workers))
+    busy = job.engine.busy_rows // job.config.num_workers
+    return min(masks, replicas_that_fit(job, memory), max(1, busy))
 
 
 def _retrain_elsewhere(recipe: Recipe, masks: Any, target: str) -> Any:

@@ -41,7 +41,7 @@ OVER_SEEDS = ("audit.json", "sweep.*", "comparison*.json", "summary.json", "seed
 
 def run_name(config: Config) -> str:
     """``--run_name``, or a name made of the main settings and of all others that are not at their defaults, so
-    that different runs do not meet in one folder."""
+    that different runs do not share a folder."""
     if config.run_name:
         return config.run_name
     kind = config.partition_kind
@@ -214,7 +214,7 @@ def recorded_execution(config: Config, run_dir: Path) -> Execution:
 def other_settings(config: Config, record: dict[str, Any]) -> list[str]:
     """The settings in which a recorded run differs from a configuration; files count by content. Raises KeyError,
     TypeError or AttributeError where it is no record."""
-    now, files, recorded_files = config.numeric(), file_digests(config), recorded_digests(record)
+    now, files, recorded_files = config.changing_results(), file_digests(config), recorded_digests(record)
     names = differences(now, {k: v for k, v in record["config"].items() if k in now})
     return [name for name in names if name not in files or files[name] != recorded_files.get(name)]
 

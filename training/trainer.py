@@ -98,7 +98,7 @@ class Trainer:
             if not self.config.quiet:
                 print(headline(self.job, self.rounds), file=sys.stderr)
             self._warn_of_exposed()
-            for leftover in (self.run_dir / "checkpoints").glob("*.tmp"):  # of a kill while writing
+            for leftover in self.run_dir.rglob(".*.tmp"):  # of a kill while writing
                 leftover.unlink()
         found = checkpoint.latest(self.run_dir / "checkpoints", self.job.identity["digest"])
         self.resumed = found is not None

@@ -44,13 +44,14 @@ def flag(
     *,
     choices: Sequence[str] | None = None,
     check: Check | None = None,
-    numeric: bool = True,
+    changes_results: bool = True,
     metavar: str | None = None,
 ) -> Any:
-    """A field of a Config. ``numeric``: whether it changes the numbers of a run; paths, verbosity and
+    """A field of a Config. ``changes_results``: whether it changes the numbers of a run; paths, verbosity and
     plots do not, and are left out when two configurations are compared. ``metavar``: what --help calls its value."""
     metadata = {
-        "group": group, "help": help, "choices": choices, "check": check, "numeric": numeric, "metavar": metavar
+        "group": group, "help": help, "choices": choices, "check": check, "changes_results": changes_results,
+        "metavar": metavar,
     }  # fmt: skip
     if isinstance(default, list):
         raise TypeError("use a tuple")
@@ -64,7 +65,7 @@ class Config:
     # data
     dataset_name: str = flag("digits", "data", "data set", choices=tuple(DATASETS))
     dataset_path: str | None = flag(
-        None, "data", "where its files are (default: ./datasets/NAME)", numeric=False, metavar="FOLDER"
+        None, "data", "where its files are (default: ./datasets/NAME)", changes_results=False, metavar="FOLDER"
     )
     image_size: int | None = flag(None, "data", "resize images to N x N pixels (default: as they are)", check=PIXELS)
     history: int = flag(14, "data", "time series: steps that a sample shows", check=POSITIVE)
@@ -72,7 +73,7 @@ class Config:
     node_datasize: int | None = flag(
         None, "data", "with --nonIID: samples that each worker takes (default: an equal part of all)", check=POSITIVE
     )
-    download: bool = flag(False, "data", "fetch the data set where its files are missing", numeric=False)
+    download: bool = flag(False, "data", "fetch the data set where its files are missing", changes_results=False)
     val_fraction: float = flag(
         0.1, "data", "share of the training data kept for validation, of each class alike", check=FRACTION
     )
@@ -205,7 +206,8 @@ class Config:
     )
     warmup_step: int = flag(0, "optimization", "rounds in which the learning rate rises to --lr", check=NOT_NEGATIVE)
     milestones: tuple[float, ...] = flag(
-        (), "optimization", "epochs at which multistep multiplies by gamma (default: at 50 %% and 75 %% of the run)"
+        (), "optimization", "epochs at which multistep multiplies by gamma (default: at 50 %% and 75 %% of the run)",
+        check=POSITIVE,
     )
     max_rounds: int | None = flag(
         None, "optimization", "stop after N rounds, though the learning rate is planned for more", check=POSITIVE
@@ -218,7 +220,7 @@ class Config:
     )
 
     # machine
-    device: str = flag("auto", "machine", "auto, cpu, cuda or cuda:K", numeric=False)
+    device: str = flag("auto", "machine", "auto, cpu, cuda or cuda:K", changes_results=False)
     amp: bool = flag(False, "machine", "mixed precision: products in bfloat16")
     tf32: bool = flag(True, "machine", "convolutions of a GPU in TensorFloat-32, as PyTorch has it")
     dtype: str = flag("float32", "machine", "precision of parameters", choices=("float32", "float64"))
@@ -228,48 +230,52 @@ class Config:
         "machine",
         "train N times, with the seeds --seed, --seed + 1, ..., and report mean and deviation",
         check=SEEDS,
-        numeric=False,
+        changes_results=False,
     )
     deterministic: bool = flag(
-        False, "machine", "refuse GPU kernels whose result may vary from run to run", numeric=False
+        False, "machine", "refuse GPU kernels whose result may vary from run to run", changes_results=False
     )
     threads: int | None = flag(
-        None, "machine", "threads that train workers side by side (default: one a core)", check=POSITIVE, numeric=False
+        None, "machine", "threads that train workers side by side (default: one a core)", check=POSITIVE,
+        changes_results=False,
     )
     engine: str = flag(
         "auto",
         "machine",
         "how steps are executed; auto follows a rule, measure times some once, graph needs a GPU",
-        numeric=False,
+        changes_results=False,
         choices=("auto", "measure", "threads", "loop", "vmap", "graph"),
     )
-    channels_last: bool | None = flag(None, "machine", "memory layout of convolutions (default: on)", numeric=False)
+    channels_last: bool | None = flag(
+        None, "machine", "memory layout of convolutions (default: on)", changes_results=False
+    )
     batch_parts: int | None = flag(
         None,
         "machine",
         "parts that each batch is cut into, side by side where fewer workers train than there are threads (default: "
         "by a rule of shapes and counts)",
         check=POSITIVE,
-        numeric=False,
+        changes_results=False,
     )
 
     # run
     protocol: str = flag(
         "gossip", "run", "who averages: neighbours, nobody, a server, or one after the other", choices=tuple(PROTOCOLS)
     )
-    results_dir: str = flag("results", "run", "folder of all runs", numeric=False, metavar="FOLDER")
+    results_dir: str = flag("results", "run", "folder of all runs", changes_results=False, metavar="FOLDER")
     run_name: str | None = flag(
-        None, "run", "folder of this run in --results_dir (default: made of its main settings)", numeric=False
+        None, "run", "folder of this run in --results_dir (default: made of its main settings)", changes_results=False
     )
     config: str | None = flag(
-        None, "run", "replay a recorded config.json; further flags override it", numeric=False, metavar="FILE"
+        None, "run", "replay a recorded config.json; further flags override it", changes_results=False, metavar="FILE"
     )
     resume: bool = flag(
-        False, "run", "go on with this run from its last checkpoint, or start it if there is none", numeric=False
+        False, "run", "go on with this run from its last checkpoint, or start it if there is none",
+        changes_results=False,
     )
-    overwrite: bool = flag(False, "run", "replace this run if it exists", numeric=False)
+    overwrite: bool = flag(False, "run", "replace this run if it exists", changes_results=False)
     checkpoint_every: int | None = flag(
-        None, "run", "rounds between checkpoints (default: at most one a minute)", check=POSITIVE, numeric=False
+        None, "run", "rounds between checkpoints (default: at most one a minute)", check=POSITIVE, changes_results=False
     )
     eval_every: int | None = flag(
         None,
@@ -278,9 +284,9 @@ class Config:
         "evaluating would cost more than its share of the training)",
         check=POSITIVE,
     )
-    plots: bool = flag(True, "run", "draw the plots at the end", numeric=False)
-    tensorboard: bool = flag(False, "run", "write TensorBoard events too", numeric=False)
-    quiet: bool = flag(False, "run", "no progress bars", numeric=False)
+    plots: bool = flag(True, "run", "draw the plots at the end", changes_results=False)
+    tensorboard: bool = flag(False, "run", "write TensorBoard events too", changes_results=False)
+    quiet: bool = flag(False, "run", "no progress bars", changes_results=False)
 
     def __post_init__(self) -> None:
         if self.num_workers is None and self.partition != "natural":
@@ -294,10 +300,11 @@ class Config:
                     raise UsageError(f"--{f.name} is {number}: it must be a finite number.")
                 if isinstance(number, int | float) and abs(number) >= LARGEST:
                     raise UsageError(f"--{f.name} is {number}: it must be below {LARGEST:.0e}.")
-            if value is not None and meta["choices"] and value not in meta["choices"]:
-                raise unknown_name(f"--{f.name}", str(value), meta["choices"])
-            if value is not None and meta["check"] and not meta["check"][0](value):
-                raise UsageError(f"--{f.name} is {value}: it {meta['check'][1]}.")
+            for one in value if isinstance(value, tuple) else () if value is None else (value,):
+                if meta["choices"] and one not in meta["choices"]:
+                    raise unknown_name(f"--{f.name}", str(one), meta["choices"])
+                if meta["check"] and not meta["check"][0](one):
+                    raise UsageError(f"--{f.name} is {one}: it {meta['check'][1]}.")
         self.check()
 
     def check(self) -> None:
@@ -308,8 +315,8 @@ class Config:
             check_run_name(self.run_name)
         if self.resume and self.overwrite:
             raise UsageError("--resume and --overwrite contradict each other: choose one.")
-        if list(self.milestones) != sorted(self.milestones) or any(m <= 0 for m in self.milestones):
-            raise UsageError("--milestones must be increasing epochs greater than 0.")
+        if list(self.milestones) != sorted(self.milestones):
+            raise UsageError("--milestones must be increasing epochs.")
 
         robust = self.aggregation != "mean" or self.byzantine is not None or self.on_bad_worker == "isolate"
         if robust and self.protocol != "gossip":
@@ -331,10 +338,10 @@ class Config:
         """The fields as JSON-able values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
-    def numeric(self) -> dict[str, Any]:
+    def changing_results(self) -> dict[str, Any]:
         """The fields that change the numbers of a run (what 'the same configuration' means)."""
         values = self.to_json()
-        return {f.name: values[f.name] for f in dataclasses.fields(self) if f.metadata["numeric"]}
+        return {f.name: values[f.name] for f in dataclasses.fields(self) if f.metadata["changes_results"]}
 
 
 def check_run_name(name: str) -> None:
@@ -348,7 +355,7 @@ def check_run_name(name: str) -> None:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """The names on which two ``numeric()`` dictionaries differ; a name that one lacks counts only
+    """The names on which two ``changing_results()`` dictionaries differ; a name that one lacks counts only
     if the other is not at its default."""
     defaults = {f.name: f.default for f in dataclasses.fields(Config)}
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}

@@ -35,7 +35,9 @@ def _only(name: str, *values: Any) -> Condition:
 
 
 def _gossips(c: Any) -> bool:
-    return c.protocol == "gossip" or (c.protocol == "chained" and c.chain_order == "shortest")
+    if c.protocol == "chained":
+        return c.chain_order == "shortest"
+    return c.protocol not in ("local", "fedavg", "fedasync")
 
 
 def _model(c: Any) -> str:
@@ -125,7 +127,7 @@ EFFECTS: tuple[Effect, ...] = (
     Effect(("topology_file",), _only("mode", "file"), "it needs --mode file"),
     Effect(
         ("local_steps",),
-        _only("protocol", "gossip", "local"),
+        lambda c: c.protocol not in ("fedavg", "fedasync", "chained"),
         "--protocol {protocol} counts in --local_epochs",
     ),
     # protocols

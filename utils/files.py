@@ -1,17 +1,20 @@
-"""What somebody else wrote, files and their names: read, or refused in one line. A leaf.
+"""Files: what somebody else wrote is read, or refused in one line; what is written takes its place at once. A leaf.
 
 A pipe may never answer and a device never end, so only regular files are read, and only so much of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import reprlib
+import secrets
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from utils.errors import UsageError
@@ -19,6 +22,28 @@ from utils.errors import UsageError
 PathLike = str | os.PathLike[str]
 
 LARGEST_FILE = 10**9  # bytes: a matrix of 10,000 workers, ids of a hundred million samples
+
+
+@contextlib.contextmanager
+def replaced(path: PathLike) -> Iterator[Path]:
+    """A path beside ``path`` to write a file to. At the end the file is flushed to the disk and takes the place of
+    ``path``: readers see the old content or the new one, never a part.
+
+    Missing parent folders are made. Whatever is raised inside goes on, as an OSError of the disk does (full,
+    read-only, no permission): then the new file is removed, and the old content stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # several processes may write the same file
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_bytes(path: PathLike, what: str = "file", limit: float = LARGEST_FILE) -> bytes:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from utils.args import NOT_NEGATIVE, POSITIVE, SHARE, Check, Config, flag
-from utils.errors import UsageError, unknown_name
+from utils.args import FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, Check, Config, flag
+from utils.errors import UsageError
 from utils.registry import INFLUENCE, NETWORKS
 
 METHODS = (*INFLUENCE, "noprune")
 STAGE: Check = (lambda v: v in (1, 2), "must be 1 (train) or 2 (score, prune, retrain)")
+RANKED: Check = (lambda v: v >= 3, "must be 3 or greater: a rank correlation needs points")
 
 
 @dataclass(frozen=True)
@@ -23,40 +24,43 @@ class PruningConfig(Config):
         "1: train and keep what scoring needs; 2: score, prune, train again on what is kept, compare "
         "(trains stage 1 first if it has not been)",
         check=STAGE,
-        numeric=False,
+        changes_results=False,
     )
     pruning_algorithm: str | None = flag(
         None,
         "pruning",
         "how samples are scored for pruning (default: cascade, or none with --audit or --sweep)",
         choices=METHODS,
-        numeric=False,
+        changes_results=False,
     )
-    train_ratio: float = flag(0.95, "pruning", "share of the training samples to keep", check=SHARE, numeric=False)
+    train_ratio: float = flag(
+        0.95, "pruning", "share of the training samples to keep", check=SHARE, changes_results=False
+    )
     control: bool = flag(
         True,
         "pruning",
         "train a random pruning of the same size beside stage 2, and say whether the scores did better",
-        numeric=False,
+        changes_results=False,
     )
     prune_scope: str = flag(
         "worker",
         "pruning",
         "keep the best samples of each worker, or of all workers together",
         choices=("worker", "global"),
-        numeric=False,
+        changes_results=False,
     )
     model_A: str | None = flag(
-        None, "pruning", "network of stage 1, which scores (default: --model)", choices=tuple(NETWORKS), numeric=False
+        None, "pruning", "network of stage 1, which scores (default: --model)", choices=tuple(NETWORKS),
+        changes_results=False,
     )
     model_B: str | None = flag(
-        None, "pruning", "network of stage 2 (default: that of stage 1)", choices=tuple(NETWORKS), numeric=False
+        None, "pruning", "network of stage 2 (default: that of stage 1)", choices=tuple(NETWORKS), changes_results=False
     )
     stage1_dir: str | None = flag(
         None,
         "pruning",
         "score this finished run (results/NAME/stage1); what follows is put beside it",
-        numeric=False,
+        changes_results=False,
         metavar="FOLDER",
     )
     stage2_epochs: float | None = flag(
@@ -64,58 +68,62 @@ class PruningConfig(Config):
         "pruning",
         "epochs of stage 2, each with as many steps as one of stage 1 (default: as many as stage 1 made)",
         check=POSITIVE,
-        numeric=False,
+        changes_results=False,
     )
     sweep: tuple[float, ...] = flag(
         (),
         "pruning",
         "shares to keep, as in 0.9 0.6 0.2: prune to each of them by each of --methods, and plot the accuracies",
-        numeric=False,
+        check=SHARE,
+        changes_results=False,
     )
     methods: tuple[str, ...] = flag(
-        ("cascade", "dice", "delete", "if", "random"),
+        tuple(INFLUENCE),
         "pruning",
         "methods that --audit and --sweep compare",
-        numeric=False,
+        choices=tuple(INFLUENCE),
+        changes_results=False,
     )
 
     dice_hops: int = flag(
-        1, "influence", "dice: gossip steps over which a sample's influence is followed", check=POSITIVE, numeric=False
+        1, "influence", "dice: gossip steps over which a sample's influence is followed", check=POSITIVE,
+        changes_results=False,
     )
     dice_rounds: int = flag(
-        5, "influence", "dice: steps of the run that are scored, evenly spaced", check=POSITIVE, numeric=False
+        5, "influence", "dice: steps of the run that are scored, evenly spaced", check=POSITIVE, changes_results=False
     )
     delete_checkpoints: int = flag(
-        10, "influence", "delete: states of the run that are scored, evenly spaced", check=POSITIVE, numeric=False
+        10, "influence", "delete: states of the run that are scored, evenly spaced", check=POSITIVE,
+        changes_results=False,
     )
     target: str = flag(
         "nodes",
         "influence",
         "whose validation loss: nodes (the mean over all), consensus (of their mean model) or worker:K; if and "
         "delete look at one model, the mean one for the nodes",
-        numeric=False,
+        changes_results=False,
     )
     memory_gb: float = flag(
         4.0,
         "influence",
         "gigabytes for states of the run held at once, and for retrainings side by side",
         check=POSITIVE,
-        numeric=False,
+        changes_results=False,
     )
 
     audit: bool = flag(
-        False, "audit", "check the scores: retrain without random groups of samples, and compare", numeric=False
+        False, "audit", "check the scores: retrain without random groups of samples, and compare", changes_results=False
     )
-    audit_groups: int = flag(40, "audit", "groups, each a retraining", check=POSITIVE, numeric=False)
+    audit_groups: int = flag(40, "audit", "groups, each a retraining", check=RANKED, changes_results=False)
     audit_fraction: float = flag(
-        0.05, "audit", "share of the training samples in each group", check=SHARE, numeric=False
+        0.05, "audit", "share of the training samples in each group", check=FRACTION, changes_results=False
     )
-    audit_seed: int = flag(0, "audit", "seed that draws the groups", check=NOT_NEGATIVE, numeric=False)
+    audit_seed: int = flag(0, "audit", "seed that draws the groups", check=NOT_NEGATIVE, changes_results=False)
     cluster: str | None = flag(
         None,
         "audit",
         "retrain elsewhere: local:K for K processes here, tcp://HOST:PORT or tls://HOST:PORT for a Dask scheduler",
-        numeric=False,
+        changes_results=False,
         metavar="ADDRESS",
     )
 
@@ -127,16 +135,6 @@ class PruningConfig(Config):
     def check(self) -> None:
         """Settings that do not go together."""
         super().check()
-        for name in self.methods:
-            if name not in METHODS[:-1]:
-                raise unknown_name("--methods name", name, METHODS[:-1])
-        for share in self.sweep:
-            if not 0 < share <= 1:
-                raise UsageError(f"--sweep {share}: shares must be above 0 and at most 1.")
-        if self.audit_fraction >= 1:
-            raise UsageError("--audit_fraction must be below 1: a group of all samples leaves nothing to train on.")
-        if self.audit_groups < 3:
-            raise UsageError("--audit_groups must be at least 3: a rank correlation needs points.")
         if self.cluster and not re.fullmatch(r"t(cp|ls)://[^/:]+:[0-9]{1,5}|local:[1-9][0-9]{0,3}", self.cluster):
             raise UsageError(
                 f"--cluster {self.cluster}: give tcp://HOST:PORT, tls://HOST:PORT, or local:K with K processes."

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from utils.errors import UsageError
-from utils.files import PathLike, parse_json, read_bytes
+from utils.files import PathLike, parse_json, read_bytes, replaced
 
 NUMBER, MAYBE = (int, float), (int, float, type(None))
 RESULT = {
@@ -35,28 +35,15 @@ RESULT = {
 
 
 def write_atomically(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
-    """Replace ``path`` by what ``write(file)`` puts into a temporary file beside it.
+    """Replace ``path`` by what ``write(file)`` writes (see :func:`utils.files.replaced`).
 
-    Missing parent folders are made. Readers see the old content or the new one, never a part.
     Raises UsageError where the disk refuses (full, read-only, no permission); the old content stays.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with replaced(path) as temporary, open(temporary, "wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError:
-            pass  # the first error is the one to tell
-        if isinstance(error, OSError):
-            raise _cannot_write(path, error) from error
-        raise
+    except OSError as error:
+        raise _cannot_write(Path(path), error) from error
 
 
 def write_json(path: PathLike, obj: Any) -> None:

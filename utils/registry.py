@@ -76,11 +76,11 @@ PROTOCOLS = {  # a subclass of training.protocols.Protocol
     "chained": "training.protocols.chained:Chained",
 }
 
-INFLUENCE = {  # a utils.influence.method.Method
-    "if": "utils.influence.last_layer:METHOD",
+INFLUENCE = {  # a utils.influence.method.Method; colours of plots and the default of --methods follow this order
+    "cascade": "utils.influence.cascade:METHOD",
     "dice": "utils.influence.dice:METHOD",
     "delete": "utils.influence.delete:METHOD",
-    "cascade": "utils.influence.cascade:METHOD",
+    "if": "utils.influence.last_layer:METHOD",
     "random": "utils.influence.method:RANDOM",
 }
 

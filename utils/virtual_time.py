@@ -45,7 +45,7 @@ class VirtualTime:
         return cls(step_ms / 1e3 / speed_N, row_bytes, latency_ms / 1e3, width)
 
     def transfer(self, messages: int = 1) -> float:
-        """Seconds until so many rows, sent one after the other over one link, have arrived."""
+        """Seconds until this number of rows, sent one after the other over one link, have arrived."""
         return 0.0 if messages == 0 else self.latency + messages * self.row_bytes / self.bytes_per_second
 
     def compute_N(self, steps_N: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from utils.records import PathLike, write_atomically
+from utils.registry import INFLUENCE
 
 Lines = list[dict[str, Any]]
 P = ParamSpec("P")
@@ -35,14 +36,13 @@ SKY, PINK, BLACK, GREY = "#56B4E9", "#CC79A7", "#000000", "#8C8C8C"
 CATEGORIES = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK)
 DASHES = ("-", "--", ":", "-.")
 
-# One colour and mark a method of pruning, the same in every picture.
+MARKS = ("o", "s", "D", "^", "v", "P", "*")
+
+# One colour and mark a method of pruning, the same in every picture: by its place in the registry.
 METHODS = {
-    "cascade": {"color": BLUE, "marker": "o"},
-    "dice": {"color": RED, "marker": "s"},
-    "delete": {"color": GREEN, "marker": "D"},
-    "if": {"color": PINK, "marker": "^"},
-    "random": {"color": GREY, "marker": "X", "linestyle": "--"},
-}
+    name: {"color": CATEGORIES[k % len(CATEGORIES)], "marker": MARKS[k % len(MARKS)]}
+    for k, name in enumerate(name for name in INFLUENCE if name != "random")
+} | {"random": {"color": GREY, "marker": "X", "linestyle": "--"}}
 OTHER = {"color": ORANGE, "marker": "v"}
 
 # Above these numbers a picture leaves out what could no longer be read (or drawn in seconds), and says so.

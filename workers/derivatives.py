@@ -27,10 +27,11 @@ from torch.nn.utils.rnn import pad_sequence
 from data.batches import PADDING, Samples
 from utils import devices
 from utils.devices import send
+from workers.batch import Batch
 from workers.engine import DEVICE_ERRORS, Engine
 from workers.open_modules import opened
 from workers.step_graph import FixedBatch, record
-from workers.worker_vision import Batch, Fleet
+from workers.worker_vision import Fleet
 
 PIECE = 128 * 3 * 32 * 32  # pixel values that are evaluated at once: the CNN's activations of more are 1.3 times
 LARGEST_PIECE = 500  # as slow a sample (freshly mapped memory), and those of fewer no faster
@@ -54,7 +55,7 @@ class Derivatives:
         self.fleet, self.engine = fleet, engine or fleet.engine
         self.layout = self.engine.layout
         self._task = fleet.samples.task
-        self._network = opened(self.engine.model, self.engine.name == "vmap")
+        self._network = opened(self.engine.model, self.engine.batched)
         rates = {
             f"{name}.{kind}": module.momentum
             for name, module in self.engine.model.named_modules()
@@ -89,14 +90,10 @@ class Derivatives:
         """Outputs [n, B, C] and batch statistics [n, ...] with every tensor of the row among the leaves."""
         names = [e.name for e in self.layout.entries]
         tensors = dict(zip(names, leaves, strict=True))
-        if self.engine.name != "vmap":
-            outputs, statistics = self._call(tensors, inputs_nB[0], train)
-            return outputs[None], [s[None] for s in statistics]
-        return torch.vmap(lambda t, x: self._call(t, x, train))(tensors, inputs_nB)
+        return self.engine.each_worker(lambda t, x: self._call(t, x, train), tensors, inputs_nB)
 
     def _leaves(self, rows_nD: Tensor, gradients: bool = True) -> list[Tensor]:
-        rows = rows_nD if self.engine.name == "vmap" else rows_nD[0]
-        return [e.view(rows).data.requires_grad_(gradients) for e in self.layout.entries]
+        return [view.data.requires_grad_(gradients) for view in self.engine.views(self.layout.entries, rows_nD)]
 
     def _duals(self, rows_nD: Tensor, direction_nP: Tensor, gradients: bool) -> tuple[list[Tensor], list[Tensor]]:
         """The leaves, and the same with the direction as the parameters' tangents.
@@ -107,15 +104,14 @@ class Derivatives:
         tangents_nD = torch.zeros_like(rows_nD)
         tangents_nD[:, : self.layout.P] = direction_nP
         leaves, tangents = self._leaves(rows_nD, gradients), self._leaves(tangents_nD, gradients=False)
-        P = len(self.layout.parameters)
-        duals = [forward_ad.make_dual(*pair) for pair in zip(leaves[:P], tangents[:P], strict=True)]
-        return leaves, duals + leaves[P:]
+        count = len(self.layout.parameters)
+        duals = [forward_ad.make_dual(*pair) for pair in zip(leaves[:count], tangents[:count], strict=True)]
+        return leaves, duals + leaves[count:]
 
     def _pack(self, gradients: list[Tensor], rows_nD: Tensor) -> None:
         """Add tensors in the shape of the leaves to rows."""
-        rows = rows_nD if self.engine.name == "vmap" else rows_nD[0]
-        for entry, gradient in zip(self.layout.entries, gradients, strict=False):
-            entry.view(rows).add_(gradient)
+        for view, gradient in zip(self.engine.views(self.layout.entries, rows_nD), gradients, strict=False):
+            view.add_(gradient)
 
     # ---- evaluation -----------------------------------------------------------------------------------
 
@@ -223,7 +219,7 @@ class Derivatives:
         """
         ids_NB, keys_NB = self.fleet.schedule(steps_N)
         P = self.layout.P
-        if self.engine.name == "graph" and workers is None:
+        if self.engine.recorded and workers is None:
             batch = self.fleet.batch(list(range(len(rows_ND))), ids_NB, keys_NB)
             self._product = self._product or self._trusted(rows_ND[:1], batch)
             self._graph = self._graph or AdjointGraph(self, rows_ND, batch)
@@ -260,9 +256,8 @@ class Derivatives:
         """A chunk's transposed derivative into ``back_nD``; returns its products [n, B]. A dual level has to be
         entered."""
         down, products_nB = self._product(rows_nD, rho_nP, statistics_nS, batch)
-        rows = back_nD if self.engine.name == "vmap" else back_nD[0]
-        for entry, gradient in zip(self.layout.parameters, down, strict=True):
-            entry.view(rows).copy_(gradient)
+        for view, gradient in zip(self.engine.views(self.layout.parameters, back_nD), down, strict=True):
+            view.copy_(gradient)
         back_nD[:, self.layout.P :] = statistics_nS
         for entry, rate in zip(self._statistics, self._rates, strict=True):
             back_nD.narrow(1, entry.offset, entry.numel).mul_(1 - rate)
@@ -294,8 +289,8 @@ class Derivatives:
         outputs_nBC, statistics = self._outputs(leaves, batch.inputs, train=True)
         loss_n = (self._task.losses(outputs_nBC, batch.targets) * weights_nB).sum(1) / batch.sizes
         gradients = torch.autograd.grad(loss_n.sum(), parameters, create_graph=True)
-        rho = rho_nP if self.engine.name == "vmap" else rho_nP[0]
-        flow = sum((g * e.view(rho)).sum() for g, e in zip(gradients, self.layout.parameters, strict=True))
+        directions = self.engine.views(self.layout.parameters, rho_nP)
+        flow = sum((g * direction).sum() for g, direction in zip(gradients, directions, strict=True))
         flow = flow + self._statistics_flow(statistics, statistics_nS)
         *down, products_nB = torch.autograd.grad(flow, [*parameters, weights_nB], materialize_grads=True)
         return tuple(down), products_nB
@@ -340,8 +335,7 @@ class AdjointGraph:
         P = derivatives.layout.P
         self._rho_NP, self._statistics_NS = torch.zeros_like(rows_ND).tensor_split([P], 1)
         self._products_NB = torch.zeros(batch.ids.shape, dtype=rows_ND.dtype, device=rows_ND.device)
-        sizes = derivatives.fleet.per_row(derivatives.fleet.batches.sizes_N).tolist()
-        self._batch = FixedBatch(sizes, batch)
+        self._batch = FixedBatch(derivatives.fleet.row_sizes, batch)
         self._rows_ND.copy_(rows_ND)
         with forward_ad.dual_level():
             self._replay = record(rows_ND.device, len(rows_ND), self._row, self._row)

@@ -5,7 +5,7 @@ receivers that need no foreign row are mixed; equal rows are one all-reduce, nea
 all-gather. What a rank computes for a receiver is the same as in one process, so sparse graphs give
 the same bits. Everything that is sent is a tensor: no object of a peer is unpickled.
 
-Legend: N workers, P processes, n rows here, h foreign rows, D floats a row.
+Legend: N workers, p processes, n rows here, h foreign rows, D floats a row.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class ShardedFleet(Fleet):
             if index in self.owned:
                 total_D.add_(source[index - self.owned.start], alpha=weight)
         dist.all_reduce(total_D)
-        # A ring all-reduce sends 2 (P - 1) / P rows from every process.
+        # A ring all-reduce sends 2 (p - 1) / p rows from every process.
         self.crossed_bytes += 2 * (world() - 1) * total_D.nbytes // world()
         target[:] = total_D
 

@@ -30,7 +30,7 @@ from torch.func import functional_call
 
 from utils import devices
 from utils.errors import UsageError
-from workers.row_layout import GPU_ALIGNMENT, RowLayout, without_counters
+from workers.row_layout import GPU_ALIGNMENT, Entry, RowLayout, without_counters
 
 R = TypeVar("R")
 
@@ -40,6 +40,13 @@ GPU_VMAP_CHUNK = 1024  # there is no cache to keep them in, and every chunk is l
 DEVICE_ERRORS = tuple(getattr(torch, n) for n in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, n))
 KEPT = 64  # mixing matrices whose weights are kept: the period of any topology but a large one-peer graph
 ENGINES = ("auto", "measure", "threads", "loop", "vmap", "graph")
+CHUNKS_A_THREAD = {"threads": 4, "loop": 4, "vmap": 2, "graph": 512}  # a graph launches its rows together
+IN_PARTS = ("threads", "loop")  # engines that can cut a worker's batch into parts
+
+
+def cuts_batches(name: str) -> bool:
+    """Whether the engine of that name can cut a worker's batch into parts."""
+    return name in IN_PARTS
 
 
 @dataclass
@@ -47,7 +54,7 @@ class Engine:
     """An execution strategy for one network.
 
     ``name``: 'threads', 'loop', 'vmap' or 'graph'. ``threads``: Python threads that run chunks.
-    ``autocast``: dtype of mixed precision (bfloat16) or None. ``batched``: most workers of a chunk of 'vmap'.
+    ``autocast``: dtype of mixed precision (bfloat16) or None. ``vmap_chunk``: most workers of a chunk of 'vmap'.
     ``parts``: parts that a worker's batch is cut into, for threads that would idle (of 'threads' and 'loop').
     """
 
@@ -56,7 +63,7 @@ class Engine:
     name: str = "threads"
     threads: int = 1
     autocast: torch.dtype | None = None
-    batched: int = VMAP_CHUNK
+    vmap_chunk: int = VMAP_CHUNK
     parts: int = 1
     local: threading.local = field(default_factory=threading.local, repr=False)
     _pool: ThreadPoolExecutor | None = field(default=None, repr=False)
@@ -67,9 +74,9 @@ class Engine:
             raise UsageError(f"unknown engine '{self.name}'. Choose from: {', '.join(ENGINES)}.")
         # Parameters are handed in at every call, so the modules need no memory of their own.
         self._template = without_counters(copy.deepcopy(self.model)).to("meta")
-        self.workers_a_chunk = self.batched if self.name == "vmap" else 1
+        self.workers_a_chunk = self.vmap_chunk if self.batched else 1
         for module in self._template.modules():  # vmap does not know PyTorch's fused recurrent kernels
-            if self.name == "vmap" and hasattr(module, "fused"):
+            if self.batched and hasattr(module, "fused"):
                 module.fused = False
         if self.name in ("loop", "graph"):
             self.threads = 1
@@ -91,6 +98,21 @@ class Engine:
         on_gpu = devices.is_accelerator(device)
         layout = RowLayout(model, channels_last, GPU_ALIGNMENT) if on_gpu else RowLayout(model, channels_last)
         return cls(model, layout, name, threads, autocast, GPU_VMAP_CHUNK if on_gpu else VMAP_CHUNK, parts)
+
+    @property
+    def batched(self) -> bool:
+        """Whether a chunk is many workers at once, so that their tensors are [n, *shape]."""
+        return self.name == "vmap"
+
+    @property
+    def recorded(self) -> bool:
+        """Whether a step of all workers is recorded (:mod:`workers.step_graph`)."""
+        return self.name == "graph"
+
+    @property
+    def busy_rows(self) -> int:
+        """Rows that keep it busy: fewer leave threads or a GPU idle, more only take longer."""
+        return self.workers_a_chunk * self.threads * CHUNKS_A_THREAD[self.name]
 
     def rows(self, models: list[nn.Module], dtype: torch.dtype) -> Tensor:
         """The models as rows [n, D]."""
@@ -141,12 +163,27 @@ class Engine:
             return contextlib.nullcontext()
         return torch.autocast(device_type, dtype=self.autocast)
 
+    def views(self, entries: Sequence[Entry], rows_nD: Tensor) -> list[Tensor]:
+        """These tensors of a chunk's rows, as views: [n, *shape], or [*shape] where a chunk is one worker. Rows of
+        momentum or of a direction [n, P] will do for parameters."""
+        rows = rows_nD if self.batched else rows_nD[0]
+        return [entry.view(rows) for entry in entries]
+
+    def each_worker(
+        self, one: Callable[[dict[str, Tensor], Tensor], tuple[Tensor, list[Tensor]]],
+        tensors: dict[str, Tensor], inputs_nB: Tensor,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """``one(tensors, inputs_B)`` of every worker of a chunk: a tensor and a list of tensors, all as [n, ...].
+        ``tensors`` are as :meth:`views` has them."""
+        if self.batched:
+            return torch.vmap(one)(tensors, inputs_nB)
+        first, further = one(tensors, inputs_nB[0])
+        return first[None], [tensor[None] for tensor in further]
+
     def leaves(self, rows_nD: Tensor) -> list[Tensor]:
-        """The chunk's parameters as views [n, *shape] that require gradients (plain [*shape] for
-        engines with one worker a chunk). ``.data`` on purpose: the version counter of the matrix
-        would count the other threads' updates of other rows as modifications of ours."""
-        rows = rows_nD if self.name == "vmap" else rows_nD[0]
-        return [e.view(rows).data.requires_grad_() for e in self.layout.parameters]
+        """The chunk's parameters as :meth:`views` that require gradients. ``.data`` on purpose: the version
+        counter of the matrix would count the other threads' updates of other rows as modifications of ours."""
+        return [view.data.requires_grad_() for view in self.views(self.layout.parameters, rows_nD)]
 
     def call(self, tensors: dict[str, Tensor], inputs: Tensor, train: bool) -> Tensor:
         """Outputs of ONE worker: a pure function of its named tensors, except that BatchNorm updates
@@ -158,7 +195,7 @@ class Engine:
         """Outputs [n, B, C] of a chunk, with ``parameters`` as made by :meth:`leaves` and the float
         buffers of ``rows_nD``, which training-mode BatchNorm updates."""
         names = [e.name for e in self.layout.parameters]
-        if self.name != "vmap":
+        if not self.batched:
             buffers = {e.name: e.view(rows_nD[0]) for e in self.layout.buffers}
             return self.call({**dict(zip(names, parameters, strict=True)), **buffers}, inputs_nB[0], train)[None]
         # vmap writes through dense tensors only, so BatchNorm works on copies that are written back.

@@ -4,7 +4,7 @@ Sparse graphs read each neighbour's row once, left to right in ascending order o
 columns and of rows have fixed sizes, so that every process that owns part of the rows gets the same
 bits. Nearly full graphs are a matrix product, and equal rows are computed once.
 
-Legend: N workers, n receivers, S rows at hand, D floats a row, W mixing matrix (row = receiver).
+Legend: N workers, n receivers, A rows at hand, D floats a row, W mixing matrix (row = receiver).
 """
 
 from __future__ import annotations
@@ -69,28 +69,28 @@ def without_workers(matrix: sparse.csr_array, workers: Collection[int]) -> spars
 def mix_rows(
     engine: Engine,
     matrix: sparse.csr_array,
-    source_SD: Tensor,
+    source_AD: Tensor,
     target_nD: Tensor,
     receivers: np.ndarray | None = None,
     position_N: np.ndarray | None = None,
 ) -> None:
     """``target_nD[i]`` = row ``receivers[i]`` of W X (default: all rows).
 
-    ``source_SD`` holds the rows of X that are at hand, ``position_N[l]`` says where row l is (default: at l).
+    ``source_AD`` holds the rows of X that are at hand, ``position_N[l]`` says where row l is (default: at l).
     """
     receivers = np.arange(matrix.shape[0]) if receivers is None else receivers
     if len(receivers) == 0:
         return
     local = matrix[receivers].tocsr() if len(receivers) < matrix.shape[0] else matrix
     place = local.indices if position_N is None else position_N[local.indices]
-    accelerator = devices.is_accelerator(source_SD.device)
+    accelerator = devices.is_accelerator(source_AD.device)
     where = b"" if position_N is None else position_N.tobytes()
-    key = (id(matrix), receivers.tobytes(), where, source_SD.shape[0], source_SD.dtype, source_SD.device)
-    if accelerator and source_SD.shape[0] <= PRODUCT_ROWS and not stands_apart(engine, matrix):
-        weights_nS = engine.kept(key, matrix, lambda: _dense(local, place, source_SD))
-        torch.mm(weights_nS, source_SD, out=target_nD)
+    key = (id(matrix), receivers.tobytes(), where, source_AD.shape[0], source_AD.dtype, source_AD.device)
+    if accelerator and source_AD.shape[0] <= PRODUCT_ROWS and not stands_apart(engine, matrix):
+        weights_nA = engine.kept(key, matrix, lambda: _dense(local, place, source_AD))
+        torch.mm(weights_nA, source_AD, out=target_nD)
         return
-    width = source_SD.shape[1]
+    width = source_AD.shape[1]
     columns = [slice(start, min(start + COLUMNS, width)) for start in range(0, width, COLUMNS)]
     if accelerator:
         columns = [slice(0, width)]
@@ -99,30 +99,30 @@ def mix_rows(
         places, weights = place[:degree].tolist(), local.data[:degree].tolist()
 
         def average(part: slice) -> None:
-            _combine(target_nD[0, part], source_SD[:, part].unbind(), places, weights)
+            _combine(target_nD[0, part], source_AD[:, part].unbind(), places, weights)
             target_nD[1:, part] = target_nD[0, part]
 
         engine.map(average, _split(columns, engine.threads))
     elif is_dense(matrix) and not stands_apart(engine, matrix):
-        weights_nS = _dense(local, place, source_SD)
+        weights_nA = _dense(local, place, source_AD)
 
         def product(part: slice) -> None:
-            torch.mm(weights_nS, source_SD[:, part], out=target_nD[:, part])
+            torch.mm(weights_nA, source_AD[:, part], out=target_nD[:, part])
 
         engine.map(product, _split(columns, engine.threads))
     elif (width < SHORT_ROW or accelerator) and _regular(matrix):
-        slots = engine.kept(key, matrix, lambda: _slots(local, place, source_SD))
-        _mix_short(engine, *slots, source_SD, target_nD)
+        slots = engine.kept(key, matrix, lambda: _slots(local, place, source_AD))
+        _mix_short(engine, *slots, source_AD, target_nD)
     else:
         ends, places, weights = local.indptr.tolist(), place.tolist(), local.data.tolist()
 
         def add(part: slice) -> None:
             # Views of all rows in one call: threads that ask for the interpreter's lock for every view stand in
             # each other's way, which halved the speed.
-            rows_S = source_SD[:, part].unbind()
+            rows_A = source_AD[:, part].unbind()
             for i, target in enumerate(target_nD[:, part].unbind()):
                 entries = slice(ends[i], ends[i + 1])
-                _combine(target, rows_S, places[entries], weights[entries])
+                _combine(target, rows_A, places[entries], weights[entries])
 
         engine.map(add, _split(columns, engine.threads))
 
@@ -142,18 +142,18 @@ def mix_replicas(
     torch.bmm(weights_NN.expand(len(source_MND), -1, -1), source_MND, out=target_MND)
 
 
-def _dense(local: sparse.csr_array, place: np.ndarray, source_SD: Tensor) -> Tensor:
-    """The weights [n, S] of receivers and rows at hand."""
-    weights_nS = np.zeros((local.shape[0], len(source_SD)))
-    weights_nS[np.repeat(np.arange(local.shape[0]), np.diff(local.indptr)), place] = local.data
-    return send(torch.as_tensor(weights_nS, dtype=source_SD.dtype), source_SD.device)
+def _dense(local: sparse.csr_array, place: np.ndarray, source_AD: Tensor) -> Tensor:
+    """The weights [n, A] of receivers and rows at hand."""
+    weights_nA = np.zeros((local.shape[0], len(source_AD)))
+    weights_nA[np.repeat(np.arange(local.shape[0]), np.diff(local.indptr)), place] = local.data
+    return send(torch.as_tensor(weights_nA, dtype=source_AD.dtype), source_AD.device)
 
 
-def _combine(target: Tensor, rows_S: Sequence[Tensor], places: list[int], weights: list[float]) -> None:
-    """``target = sum_l weights[l] * rows_S[places[l]]``, left to right."""
-    torch.mul(rows_S[places[0]], weights[0], out=target)
+def _combine(target: Tensor, rows_A: Sequence[Tensor], places: list[int], weights: list[float]) -> None:
+    """``target = sum_l weights[l] * rows_A[places[l]]``, left to right."""
+    torch.mul(rows_A[places[0]], weights[0], out=target)
     for place, weight in zip(places[1:], weights[1:], strict=False):
-        target.add_(rows_S[place], alpha=weight)
+        target.add_(rows_A[place], alpha=weight)
 
 
 def _split(columns: list[slice], threads: int) -> list[slice]:
@@ -172,28 +172,28 @@ def _regular(matrix: sparse.csr_array) -> bool:
     return bool(degrees_N.max() <= 3 * degrees_N.mean())
 
 
-def _slots(local: sparse.csr_array, place: np.ndarray, source_SD: Tensor) -> tuple[Tensor, Tensor]:
+def _slots(local: sparse.csr_array, place: np.ndarray, source_AD: Tensor) -> tuple[Tensor, Tensor]:
     """The s-th neighbour's place and weight [n, s] of every receiver; those with fewer neighbours repeat their last
     one with weight 0."""
     degrees_n = np.diff(local.indptr)
     slots = int(degrees_n.max())
     entry_ns = local.indptr[:-1, None] + np.minimum(np.arange(slots), degrees_n[:, None] - 1)
     weight_ns = np.where(np.arange(slots) < degrees_n[:, None], local.data[entry_ns], 0.0)
-    device = source_SD.device
+    device = source_AD.device
     places = send(torch.as_tensor(place[entry_ns], dtype=torch.int64), device)
-    return places, send(torch.as_tensor(weight_ns, dtype=source_SD.dtype), device)
+    return places, send(torch.as_tensor(weight_ns, dtype=source_AD.dtype), device)
 
 
-def _mix_short(engine: Engine, place_ns: Tensor, weight_ns: Tensor, source_SD: Tensor, target_nD: Tensor) -> None:
+def _mix_short(engine: Engine, place_ns: Tensor, weight_ns: Tensor, source_AD: Tensor, target_nD: Tensor) -> None:
     """Many short rows at a time: the s-th neighbour of all receivers is gathered and added at once."""
     count, slots = place_ns.shape
-    size = max(ROWS, count // GATHERED) if devices.is_accelerator(source_SD.device) else ROWS
+    size = max(ROWS, count // GATHERED) if devices.is_accelerator(source_AD.device) else ROWS
 
     def block(start: int) -> None:
         part = slice(start, start + size)
         target = target_nD[part]
-        torch.mul(source_SD.index_select(0, place_ns[part, 0]), weight_ns[part, 0, None], out=target)
+        torch.mul(source_AD.index_select(0, place_ns[part, 0]), weight_ns[part, 0, None], out=target)
         for s in range(1, slots):
-            target.addcmul_(source_SD.index_select(0, place_ns[part, s]), weight_ns[part, s, None])
+            target.addcmul_(source_AD.index_select(0, place_ns[part, s]), weight_ns[part, s, None])
 
     engine.map(block, range(0, count, size))

@@ -11,14 +11,13 @@ No rule can save a receiver that hears mostly bad workers; :func:`exposed` names
 To add a rule, write a function ``(target_D, own_D, neighbours, weights, own_weight)`` and put it in
 AGGREGATIONS; an attack is a function ``(row_D, *keys) -> row_D`` in ATTACKS.
 
-Legend: N workers, n receivers, S rows at hand, D floats a row, d neighbours of a receiver,
+Legend: N workers, n receivers, A rows at hand, D floats a row, d neighbours of a receiver,
 P trainable floats of it (BatchNorm statistics lie in P..D).
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,9 +29,10 @@ from scipy import sparse
 from torch import Tensor
 
 from utils import devices
+from utils.bad_workers import bad_workers
 from utils.devices import send
-from utils.errors import UsageError, choose
-from utils.random import derive_seed, permutations
+from utils.errors import choose
+from utils.random import derive_seed
 from workers.engine import Engine
 from workers.mixing import mix_rows
 
@@ -67,7 +67,7 @@ def trimmed_mean(
     trim: int | None = None,
 ) -> None:
     """Coordinate-wise mean without the ``trim`` largest and the ``trim`` smallest of the d + 1 rows.
-    Weights are ignored. ``trim``: default :func:`trimmed_of`. Right while at most so many are bad."""
+    Weights are ignored. ``trim``: default :func:`trimmed_of`. Right while at most ``trim`` neighbours are bad."""
     trim = trimmed_of(len(neighbours)) if trim is None else trim
     if not 0 <= trim <= len(neighbours) // 2:
         raise ValueError(f"cannot trim {trim} at both ends of {len(neighbours) + 1} rows")
@@ -76,10 +76,10 @@ def trimmed_mean(
 
 def trimmed_of(neighbours: int) -> int:
     """How many values ``trimmed_mean`` drops at each end: a third of the neighbours, rounded up, but
-    never so many that none is left.
+    never all of them.
 
     A third is the classical bound on Byzantine participants. It has to be rounded up: on sparse graphs
-    (d = 4) two of the bad workers meet at one receiver more often than not, and a receiver that falls
+    (d = 4) two of the bad workers have the same receiver more often than not, and a receiver that falls
     is one bad worker more for its own neighbours.
     """
     return min(neighbours // 2, -(-neighbours // 3))
@@ -165,7 +165,7 @@ def _middle(target_D: Tensor, rows: list[Tensor], trim: int) -> None:
 
 
 def _blocks(row_D: Tensor, size: int) -> list[slice]:
-    """So many floats of a row at a time, which stay in a CPU's cache; all of them on an accelerator."""
+    """A row in pieces that stay in a CPU's cache; in one on an accelerator."""
     size = len(row_D) if devices.is_accelerator(row_D.device) else size
     return [slice(start, start + size) for start in range(0, len(row_D), max(1, size))]
 
@@ -207,7 +207,7 @@ def robust_mix(
     engine: Engine,
     rule: str,
     matrix: sparse.csr_array,
-    source_SD: Tensor,
+    source_AD: Tensor,
     target_nD: Tensor,
     receivers: np.ndarray | None = None,
     position_N: np.ndarray | None = None,
@@ -216,11 +216,11 @@ def robust_mix(
     """The gossip step under a rule: the new row of ``receivers[i]`` (default: all) into ``target_nD[i]``,
     which must not overlap the source.
 
-    ``matrix``: W, row = receiver. ``source_SD`` holds what these receivers and their neighbours have,
+    ``matrix``: W, row = receiver. ``source_AD`` holds what these receivers and their neighbours have,
     ``position_N[l]`` says where row l is (default: at l). ``sent``: what a bad worker sends instead of what
     it has; a receiver's own row is always what it has. Without it, ``mean`` is :func:`mix_rows` to the bit.
 
-    The rules other than ``mean`` ignore a sender whose row is not finite, as if it had been silent
+    The rules other than ``mean`` ignore a sender whose row is not finite, as if it had sent nothing
     (``clipped`` leaves its weight with the receiver), and read a negative BatchNorm variance as 0, for
     nobody honest sends one: so the new variance is an average of nonnegative ones. The statistics are
     aggregated apart from the parameters: the units of one must not set the radius of the other. A
@@ -231,12 +231,12 @@ def robust_mix(
     function = choose(AGGREGATIONS, rule, "rule (--aggregation)")
     sent = sent or {}
     if rule == "mean" and not sent:
-        mix_rows(engine, matrix, source_SD, target_nD, receivers, position_N)
+        mix_rows(engine, matrix, source_AD, target_nD, receivers, position_N)
         return
     rows = list(range(matrix.shape[0])) if receivers is None else [int(receiver) for receiver in receivers]
 
     def has(row: int) -> Tensor:
-        return source_SD[row if position_N is None else int(position_N[row])]
+        return source_AD[row if position_N is None else int(position_N[row])]
 
     links = [_links(matrix, receiver) for receiver in rows]
     heard = sorted({sender for link in links for sender in link})
@@ -330,24 +330,9 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {"sign_flip": sign_flip, "noise": no
 
 
 def parse_byzantine(text: str, num_workers: int, seed: int) -> Byzantine:
-    """``COUNT:ATTACK``: so many of the N workers, drawn by ``seed``, ascending.
-
-    Raises UsageError for other text, an unknown attack, or a COUNT that leaves no honest worker.
-    """
-    match = re.fullmatch(r"([0-9]{1,9}):(.*)", text.strip())
-    if match is None:
-        raise UsageError(
-            f"--byzantine {text!r}: write COUNT:ATTACK, such as 2:sign_flip; attacks: {', '.join(ATTACKS)}."
-        )
-    count, attack = int(match[1]), match[2]
-    choose(ATTACKS, attack, "attack (--byzantine)")
-    if count >= num_workers:
-        raise UsageError(
-            f"--byzantine {text}: {count} of {num_workers} workers leaves none that is honest; "
-            f"use a COUNT below {num_workers}."
-        )
-    drawn = permutations(torch.tensor([num_workers]), "byzantine", seed)[0, :count]
-    return Byzantine(tuple(sorted(drawn.tolist())), attack)
+    """``COUNT:KIND`` as workers drawn by ``seed``, and their attack. Raises UsageError as ``bad_workers`` does."""
+    workers, attack = bad_workers("--byzantine", text, ATTACKS, num_workers, "byzantine", seed, least=0)
+    return Byzantine(tuple(workers), attack)
 
 
 def sent_rows(

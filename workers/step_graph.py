@@ -17,15 +17,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from utils.errors import UsageError
-
-if TYPE_CHECKING:
-    from workers.worker_vision import Batch, Fleet
+from workers.batch import Batch
 
 STREAMS = 8  # branches of a graph; each holds the activations of one worker at a time
 GRAPHED_ROWS = 512  # rows of one graph: it has every kernel of every row
@@ -129,6 +127,18 @@ class FixedBatch:
         )
 
 
+class Recorded(Protocol):
+    """What a step is recorded of: a fleet (:mod:`workers.worker_vision`), as far as a step needs it."""
+
+    device: torch.device
+    num_rows: int
+    row_sizes: list[int]
+    rows_RD: Tensor
+    momentum_RP: Tensor
+
+    def train_chunk(self, chunk: list[int], batch: Batch, lr: Tensor, losses_R: Tensor) -> None: ...
+
+
 class StepGraph:
     """``StepGraph(fleet)(fleet, batch, lr)`` is one SGD step of all rows of that fleet; the losses [R] before it.
 
@@ -136,8 +146,8 @@ class StepGraph:
     and a GPU's memory should not wait for a garbage collection.
     """
 
-    def __init__(self, fleet: Fleet):
-        self._sizes = fleet.per_row(fleet.batches.sizes_N).tolist()
+    def __init__(self, fleet: Recorded):
+        self._sizes = fleet.row_sizes
         self._losses_R = torch.zeros(fleet.num_rows, device=fleet.device)
         # A tensor, since a number would be baked into the graph.
         dtype = torch.float32 if fleet.device.type == "cuda" else torch.float64
@@ -146,7 +156,7 @@ class StepGraph:
         self._pool = torch.cuda.graph_pool_handle() if fleet.device.type == "cuda" else None  # one for all matrices
         self._recorded: dict[tuple[int, int], tuple[Callable[[], None], Tensor, Tensor]] = {}
 
-    def __call__(self, fleet: Fleet, batch: Batch, lr: float) -> Tensor:
+    def __call__(self, fleet: Recorded, batch: Batch, lr: float) -> Tensor:
         """One step; the graphs read and write the fleet's matrices where they lie now."""
         self._lr.fill_(lr)
         if self._batch is None:
@@ -163,15 +173,15 @@ class StepGraph:
         self._recorded[where][0]()
         return self._losses_R.clone()
 
-    def _record(self, fleet: Fleet) -> Callable[[], None]:
+    def _record(self, fleet: Recorded) -> Callable[[], None]:
         """A function that does the step on the fleet's matrices as they lie now."""
         step, rehearse = partial(self._step_row, fleet), partial(self._rehearse_row, fleet)
         return record(fleet.device, fleet.num_rows, step, rehearse, self._pool)
 
-    def _step_row(self, fleet: Fleet, row: int) -> None:
+    def _step_row(self, fleet: Recorded, row: int) -> None:
         fleet.train_chunk([row], self._batch.row(row), self._lr, self._losses_R)
 
-    def _rehearse_row(self, fleet: Fleet, row: int) -> None:
+    def _rehearse_row(self, fleet: Recorded, row: int) -> None:
         """The step of one row, undone."""
         rows_D, momentum_P = fleet.rows_RD[row], fleet.momentum_RP[row]
         before_D, before_P = rows_D.clone(), momentum_P.clone()

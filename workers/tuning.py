@@ -18,18 +18,17 @@ from torch import Tensor, nn
 
 from data.batches import Batches, Samples
 from utils.errors import UsageError
-from workers.engine import DEVICE_ERRORS, Engine
+from workers.engine import DEVICE_ERRORS, Engine, cuts_batches
 from workers.step_graph import RecordingFailed
 from workers.worker_vision import Fleet
 
 # Linear layers of all workers as one batched product: measured on MLPs of 5 thousand to 2 million parameters and
 # 1 to 64 workers, two threads. With 8 workers 2.5 x one by one at 5 thousand, 1.25 x at 100 thousand, 0.8 x at 200.
 BATCHED_PARAMETERS, BATCHED_WORKERS = 150_000, 8
-# A part of a batch must be worth handing to a thread: so many multiplications, and so many a weight, since each part
-# makes gradients of all weights, which have to be added.
+# A part of a batch must be worth handing to a thread: at least these multiplications in all, and for each weight,
+# since each part makes gradients of all weights, which have to be added.
 PART_PRODUCTS, PART_PRODUCTS_A_WEIGHT = 20_000_000, 64
 TRIAL_ROWS, GPU_TRIAL_ROWS = 128, 64
-IN_PARTS = ("threads", "loop")  # engines whose batches can be cut
 MOST_DEVIATION = 0.01  # of a recorded step from a plain one; a step left out would be 0.3
 
 
@@ -66,7 +65,7 @@ def choose_execution(
 
 
 def rule(model: nn.Module, workers: int, device_type: str, autocast: torch.dtype | None = None) -> str:
-    """The engine for so many workers with this network: many small linear networks are batched; other steps are
+    """The engine for this number of workers with this network: many small linear networks are batched; other steps are
     recorded as a graph on a GPU, and spread over threads elsewhere (batched convolutions become grouped ones:
     half as fast on a CPU)."""
     only_linear = all(p.dim() <= 2 for p in model.parameters()) and not any(
@@ -84,7 +83,7 @@ def batch_parts(
     """Parts that every batch is cut into, for threads that would idle where only ``at_once`` workers train at a time:
     as many as each of these workers has threads, if a part is worth one."""
     parts = threads // at_once
-    if parts < 2 or engine not in IN_PARTS or not splits(model):
+    if parts < 2 or not cuts_batches(engine) or not splits(model):
         return 1
     weights = sum(p.numel() for p in model.parameters())
     least = max(PART_PRODUCTS, PART_PRODUCTS_A_WEIGHT * weights)

@@ -13,11 +13,7 @@ D floats a row, B batch, n samples of the data set (or workers of a chunk, as in
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import reduce
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +25,7 @@ from utils import devices
 from utils.devices import send
 from utils.errors import UsageError
 from utils.progress import Progress, ignored
+from workers.batch import Batch, Gradients, added
 from workers.engine import Engine
 from workers.evaluation import evaluate_rows
 from workers.mixing import mix_replicas, mix_rows, without_workers
@@ -36,45 +33,6 @@ from workers.robust import Byzantine, robust_mix, sent_rows
 from workers.step_graph import StepGraph
 
 COLUMNS = 1 << 16  # floats of a sum over rows that stay in a CPU's cache
-
-
-@dataclass
-class Batch:
-    """What one chunk trains on at one step: inputs [n, B, ...], targets [n, B, ...], weights [n, B]
-    (0 on padding and on samples that are switched off), sizes [n] (samples, whatever their weight), ids [n, B]."""
-
-    inputs: Tensor
-    targets: Tensor
-    weights: Tensor
-    sizes: Tensor
-    ids: Tensor
-
-    def cut(self, parts: int) -> list[Batch]:
-        """So many parts at most, as even as can be, whose losses add up to that of the whole."""
-        if parts == 1:
-            return [self]
-        pieces = zip(*(t.chunk(parts, 1) for t in (self.inputs, self.targets, self.weights, self.ids)), strict=True)
-        return [Batch(inputs, targets, weights, self.sizes, ids) for inputs, targets, weights, ids in pieces]
-
-    def mean(self, losses_nB: Tensor) -> Tensor:
-        """Weighted mean loss [n]: sum of w_i loss_i over the batch size."""
-        return (losses_nB * self.weights).sum(1) / self.sizes
-
-
-class Gradients(NamedTuple):
-    """A chunk's parameters as the engine's leaves, the gradient of each, and the losses [n]."""
-
-    leaves: list[Tensor]
-    gradients: Sequence[Tensor]
-    loss_n: Tensor
-
-
-def added(parts: list[Gradients]) -> Gradients:
-    """The gradients and losses of the parts of a batch as those of the whole, added in the order of the parts."""
-    if len(parts) == 1:
-        return parts[0]
-    gradients = [reduce(operator.add, same) for same in zip(*(p.gradients for p in parts), strict=True)]
-    return Gradients(parts[0].leaves, gradients, reduce(operator.add, [p.loss_n for p in parts]))
 
 
 class Fleet:
@@ -110,7 +68,7 @@ class Fleet:
         self.replicas = len(weights_Mn)
         self.owned = range(self.num_workers) if owned is None else owned
         self.num_rows = self.replicas * len(self.owned)
-        if engine.name == "vmap" and batches.ragged and self.layout.buffers:
+        if engine.batched and batches.ragged and self.layout.buffers:
             raise UsageError(
                 "the vmap engine cannot train BatchNorm on batches of different sizes; use --engine threads, "
                 "or a --batch_size no larger than the smallest shard"
@@ -120,7 +78,7 @@ class Fleet:
         self.momentum_RP = torch.zeros(self.num_rows, self.layout.P, device=self.device, dtype=self.dtype)
         self.extra: dict[str, Tensor] = {}  # further state of a protocol, such as a server's model
         self.isolated: set[int] = set()  # workers that nobody hears any more
-        self.silent: frozenset[int] = frozenset()  # workers that the consensus leaves out from the start
+        self.uncounted: frozenset[int] = frozenset()  # workers that the consensus leaves out from the start
         self._spare_RD = torch.empty(0)
         self._step_graph: StepGraph | None = None
         self._block_diagonals: dict[int, tuple] = {}
@@ -135,6 +93,11 @@ class Fleet:
     def per_row(self, values_N: Tensor) -> Tensor:
         """A value of each worker as a value of each row here [R]."""
         return send(values_N[self.owned.start : self.owned.stop].repeat(self.replicas), self.device)
+
+    @property
+    def row_sizes(self) -> list[int]:
+        """Samples in the batch of each row here."""
+        return self.per_row(self.batches.sizes_N).tolist()
 
     def collect(self, values_R: Tensor) -> Tensor:
         """Values of the rows here as values of all rows, wherever they live."""
@@ -183,7 +146,7 @@ class Fleet:
             workers = None
         rows = self.rows_of(workers)
         schedule = self.schedule(steps_N)
-        if self.engine.name == "graph" and workers is None:
+        if self.engine.recorded and workers is None:
             self._step_graph = self._step_graph or StepGraph(self)
             return self._step_graph(self, self.batch(rows, *schedule), lr)
         losses_R = torch.zeros(self.num_rows, device=self.device)
@@ -241,7 +204,7 @@ class Fleet:
     ) -> None:
         """The SGD update of a chunk: one fused kernel, which walks raw memory, so whatever it gets must lie in
         memory alike."""
-        if self.engine.name == "vmap":
+        if self.engine.batched:
             gradient_nP = self.layout.unfilled(momentum_nP)
             for entry, gradient in zip(self.layout.parameters, gradients, strict=True):
                 entry.view(gradient_nP).copy_(gradient)
@@ -258,7 +221,7 @@ class Fleet:
                 g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
                 for g, p in zip(gradients, parameters, strict=True)
             ]
-            momenta = [e.view(momentum_nP[0]) for e in self.layout.parameters]
+            momenta = self.engine.views(self.layout.parameters, momentum_nP)
         torch._fused_sgd_(
             parameters,
             gradients,
@@ -272,7 +235,7 @@ class Fleet:
             is_first_step=False,
         )
 
-    # ---- meeting --------------------------------------------------------------------------------
+    # ---- mixing --------------------------------------------------------------------------------
 
     def mix(self, matrix: sparse.csr_array, momentum: bool = False) -> None:
         """X <- W X in every replica (row = receiver); ``momentum``: the momentum rows too."""
@@ -337,7 +300,7 @@ class Fleet:
     def counted(self) -> Tensor:
         """Which workers the consensus is made of [N], bool, on the CPU: all but isolated and Byzantine ones."""
         counted_N = torch.ones(self.num_workers, dtype=torch.bool)
-        counted_N[sorted(self.isolated | self.silent)] = False
+        counted_N[sorted(self.isolated | self.uncounted)] = False
         return counted_N
 
     def consensus(self) -> Tensor:
@@ -350,7 +313,7 @@ class Fleet:
     def _add_counted(self, total_D: Tensor, rows_nD: Tensor) -> None:
         """Add the counted ones of the rows of the workers here, one after the other: their sum must not depend
         on how many processes hold them."""
-        left_out = self.isolated | self.silent
+        left_out = self.isolated | self.uncounted
 
         def add(columns: slice) -> None:
             for worker, x_D in zip(self.owned, rows_nD, strict=True):

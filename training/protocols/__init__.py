@@ -105,7 +105,7 @@ class Protocol(ABC):
             if job.config.on_bad_worker == "isolate":
                 fleet.isolate(loss_R)
             if plan.mixing is not None:
-                meet(fleet, job, plan, r)
+                mix_round(fleet, job, plan, r)
             yield finished(fleet, plan, r + 1, loss_R)
 
     def workers_at_once(self, config: Config) -> int:
@@ -121,7 +121,7 @@ class Protocol(ABC):
         return fleet.consensus()
 
 
-def meet(fleet: Fleet, job: Job, plan: RoundPlan, r: int) -> None:
+def mix_round(fleet: Fleet, job: Job, plan: RoundPlan, r: int) -> None:
     """The gossip step of a round: linear, or under a robust rule, without isolated workers."""
     matrix = plan.mixing
     if fleet.isolated:
