@@ -91,8 +91,7 @@ def draw_finals(
         low, high = axes.get_xlim()
         least = max(0.0, 0.02 - (high - low)) / 2  # small differences stay small
         axes.set_xlim(low - least, high + least)
-    better = [] if measure.higher_is_better or measure.name == "loss" else ["lower is better"]
-    said = [f"test {measure.words} at the end{measure.units}", *better, bars_say(finals)]
+    said = [f"test {measure.words} at the end{measure.units}", measure.direction.removeprefix(", "), bars_say(finals)]
     axes.set_xlabel("\n".join(filter(None, said)))
 
 

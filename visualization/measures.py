@@ -57,14 +57,14 @@ class Measure:
         """A figure without its unit."""
         return f"{value:.2%}" if self.is_accuracy else f"{value:.4g}"
 
-    def full_text(self, value: float) -> str:
-        """A figure with its unit."""
-        return f"{self.text(value)} {plain(self.unit, LONGEST_UNIT) if self.unit else ''}".rstrip()
+    @property
+    def direction(self) -> str:
+        """', lower is better' where that is to be said."""
+        return "" if self.higher_is_better or self.name == "loss" else ", lower is better"
 
     def label(self, before: str) -> str:
         """An axis' label: 'test RMSE (µg/m³), lower is better'."""
-        better = "" if self.higher_is_better or self.name == "loss" else ", lower is better"
-        return f"{before} {self.words}{self.units}{better}"
+        return f"{before} {self.words}{self.units}{self.direction}"
 
 
 ACCURACY = Measure("accuracy", True)

@@ -129,7 +129,8 @@ def draw_training(lines: Lines, x: str = "round", shown: Shown | None = None) ->
         note_if_empty(axes)
     loss.set(ylabel=f"{shown.loss.long}{shown.loss.units}", title=f"Loss over {x}s")
     loss_scale(loss)
-    metric.set(ylabel=shown.metric.label("validation"), title=f"Validation {shown.metric.words} over {x}s")
+    said = f"Validation {shown.metric.words} over {x}s{shown.metric.direction}"
+    metric.set(ylabel=f"validation {shown.metric.words}{shown.metric.units}", title=said)
     metric_scale(metric, shown.metric)
     legend_below(figure, loss)
     return figure
@@ -210,8 +211,7 @@ def draw_topology(
             ink = "white" if fill_N4[k, :3] @ (0.3, 0.59, 0.11) < 0.55 else "black"
             axes.text(x, y, str(k), ha="center", va="center_baseline", color=ink, size=9, zorder=4)
     if known_N.any():
-        better = "" if measure.higher_is_better else ", lower is better"
-        label = f"{what} of the worker{measure.units}{better}"
+        label = f"{what} of the worker{measure.units}{measure.direction}"
         bar = figure.colorbar(colours, ax=axes, shrink=0.8, label=label)
         number_axis(bar.ax.yaxis, measure)
     axes.set_title(_topology_title(topology, hidden))

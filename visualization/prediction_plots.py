@@ -53,11 +53,12 @@ def draw_predicted(targets_m2C: np.ndarray, predicted_mC: np.ndarray, shown: Sho
         _errors(panels[-1], model_C, forecast_C, names, shown)
     rmse, to_beat = (_rmse(of_mC, actual_mC) for of_mC in (predicted_mC, forecast_mC))
     unit = plain(shown.metric.unit) if shown.metric.unit else ""
-    said = f"RMSE {_number(rmse)} {unit}".rstrip()
+    said = f"RMSE {_number(rmse, '.4g')} {unit}".rstrip()
     if np.isfinite(to_beat):
         both_mC = np.where(np.isfinite(forecast_mC), actual_mC, np.nan)
         skill = 1 - (_rmse(predicted_mC, both_mC) / to_beat) ** 2 if to_beat > 0 else float("nan")
-        said += f"; the forecast to beat {_number(to_beat)} {unit}".rstrip() + f" (skill {_number(skill)})"
+        said += f"; the forecast to beat {_number(to_beat, '.4g')} {unit}".rstrip()
+        said += f" (skill {_number(skill, '.3f')})"
     figure.suptitle(f"Predicted and actual values of {len(actual_mC):,} test samples: {said}", x=0.01, ha="left",
                     fontsize=11)  # fmt: skip
     return figure
@@ -108,8 +109,8 @@ def _rmse(predicted: np.ndarray, actual: np.ndarray) -> float:
     return float(np.sqrt(known.mean())) if len(known) else float("nan")
 
 
-def _number(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−") if np.isfinite(value) else "unknown"
+def _number(value: float, how: str = ".3g") -> str:
+    return f"{value:{how}}".replace("-", "−") if np.isfinite(value) else "unknown"
 
 
 @styled
