@@ -208,7 +208,7 @@ def _parse(argv: Sequence[str] | None) -> Any:
         "--method", help="whose scores: cascade, dice, delete, if (default: the only ones that there are)"
     )
     parser.add_argument(
-        "--csv", metavar="FILE", type=Path, help="write them there, in all digits, in the place of a table; a file that "
+        "--csv", metavar="FILE", type=Path, help="write them there, in all digits, and print no table; a file that "
         "is there is replaced",
     )  # fmt: skip
     return parser.parse_args(argv)
