@@ -134,9 +134,8 @@ def _curve(axes: Axes, value_T: np.ndarray, low: float, high: float) -> None:
 
 
 def _spectrogram(axes: Axes, value_TF: np.ndarray, low: float, high: float) -> None:
-    """Time to the right, features upwards; what is padding or unknown stays pale."""
+    """Time to the right, features upwards; what is padding or unknown stays white."""
     axes.axis("off")
-    axes.set_facecolor("#EEEEEE")
     image_FT = np.ma.masked_invalid(value_TF.T)
     axes.imshow(image_FT, cmap="magma", vmin=low, vmax=high, origin="lower", aspect="auto", interpolation="nearest")
 

@@ -80,7 +80,7 @@ def _against(axes: Axes, actual_k: np.ndarray, predicted_k: np.ndarray):
         axes.scatter(actual_k, predicted_k, s=14, color=BLUE, alpha=float(np.clip(60 / len(actual_k), 0.25, 0.8)),
                      linewidths=0)  # fmt: skip
     axes.plot([low, high], [low, high], color=BLACK, linewidth=1.2, linestyle=(0, (5, 3)))
-    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    axes.set(xlim=(low, high), ylim=(low, high))
     for axis in axes.xaxis, axes.yaxis:
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     return dots
