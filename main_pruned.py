@@ -118,7 +118,7 @@ def summarize(folder: Path, results: list[dict[str, Any]], plots: bool) -> None:
 
 
 def draw(stage1: Stage1, results: dict[str, Any], method: str | None, run_dir: Path | None) -> None:
-    """All pictures of a pruning (``run_dir``: stage 2), from records; the contact sheet needs the images too."""
+    """All pictures of a pruning (``run_dir``: stage 2), from records; the contact sheet needs the samples too."""
     from training.comparison import comparison_name
     from visualization import influence_plots as plots
     from visualization.plot_utils import plot_run
@@ -126,7 +126,7 @@ def draw(stage1: Stage1, results: dict[str, Any], method: str | None, run_dir: P
     folder = stage1.folder
     plot_run(stage1.run_dir)
     if "audit" in results:
-        plots.plot_audit(folder, folder / "audit.png")
+        plots.plot_audit(folder, folder / "audit.png", stage1.run_dir)
     if "sweep" in results:
         plots.plot_sweep(folder, folder / "sweep.png")
     if run_dir is None:
@@ -140,11 +140,11 @@ def draw(stage1: Stage1, results: dict[str, Any], method: str | None, run_dir: P
     plots.plot_scores(stage1.run_dir, path, folder / f"scores_{path.stem}.png")
     plots.plot_node_view(stage1.run_dir, folder / f"node_view_{method}.json", folder / f"node_view_{method}.png")
     data, ids = stage1.job.dataset, stage1.job.train_ids
-    if data.pictures:
-        flipped = set(stage1.job.corruption.get("flipped", [])) or None
-        strata_n, names = data.task.strata(data.targets_n).numpy(), data.task.stratum_names(data.targets_n)
-        what = data.inputs_n.movedim(1, -1).numpy(), strata_n, scores_n[ids].numpy(), ids.numpy(), names
-        plots.plot_contact_sheet(*what, folder / f"extremes_{path.stem}.png", flipped, path.stem, data.sources)
+    flipped = set(stage1.job.corruption.get("flipped", [])) or None
+    inputs_n = data.inputs_n.movedim(1, -1) if data.pictures else data.inputs_n
+    strata_n, names = data.task.strata(data.targets_n).numpy(), data.task.stratum_names(data.targets_n)
+    what = inputs_n.numpy(), strata_n, scores_n[ids].numpy(), ids.numpy(), names
+    plots.plot_contact_sheet(*what, folder / f"extremes_{path.stem}.png", flipped, path.stem, data.sources)
 
 
 if __name__ == "__main__":

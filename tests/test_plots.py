@@ -37,6 +37,7 @@ from visualization import plot_utils as plots
 from visualization.checked import load_lines, load_summary, was_pruned
 from visualization.class_plots import count_classes, draw_confusion
 from visualization.finals import Final, load_final
+from visualization.measures import LOSS
 from visualization.several_runs import draw_compare, run_names
 from visualization.style import graph_edges, node_diameter, place_workers, plain, style
 
@@ -103,7 +104,7 @@ def figures_of(path: Path) -> dict[str, Figure]:
         "training": plots.draw_training(run.metrics),
         "consensus_distance": plots.draw_consensus_distance(run.metrics),
         "class_mix": plots.draw_class_mix(count_classes(run.partition, labels_n, CLASSES), names),
-        "topology": plots.draw_topology(run.topology, *plots.worker_accuracy(run.metrics, load_summary(path))),
+        "topology": plots.draw_topology(run.topology, *plots.worker_figures(run.metrics, load_summary(path))),
     }
 
 
@@ -293,15 +294,15 @@ def test_a_torus_edge_around_the_sheet_becomes_two_stubs():
     assert max(np.linalg.norm(s[1] - s[0]) for s in segments) == 1
 
 
-def test_worker_accuracy_prefers_the_test_and_falls_back_to_the_last_evaluation(tmp_path):
+def test_worker_figures_prefer_the_test_and_falls_back_to_the_last_evaluation(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     for round, values in enumerate([[0.1, 0.2], [0.3, 0.4], None]):
         log.append({"round": round, "worker_val_accuracy": values})
     lines = load_lines(tmp_path)
-    accuracy_N, what = plots.worker_accuracy(lines, {})
+    accuracy_N, what = plots.worker_figures(lines, {})
     assert accuracy_N.tolist() == [0.3, 0.4] and what == "validation accuracy"
     write_json(tmp_path / "summary.json", {"worker_test_accuracy": [0.5, float("nan")]})
-    accuracy_N, what = plots.worker_accuracy(lines, load_summary(tmp_path))
+    accuracy_N, what = plots.worker_figures(lines, load_summary(tmp_path))
     assert accuracy_N[0] == 0.5 and np.isnan(accuracy_N[1]) and what == "test accuracy"
 
 
@@ -363,7 +364,7 @@ def test_runs_that_send_little_keep_their_place_on_the_axis_of_bytes():
 
 def test_a_sheet_of_losses_shows_losses_and_a_pruned_run_says_what_chose_its_samples(runs, tmp_path):
     lines = [[metrics_line(r, 4, np.random.default_rng(0)) for r in range(0, 8, 2)]]
-    final, epochs, *_ = draw_compare({"a": lines}, {"a": Final(np.array([0.321]))}, "loss", chosen=True).axes
+    final, epochs, *_ = draw_compare({"a": lines}, {"a": Final(np.array([0.321]))}, LOSS, chosen=True).axes
     assert final.get_title(loc="left") == "Test loss" and final.texts[0].get_text() == "0.321"
     np.testing.assert_array_equal(epochs.lines[0].get_ydata(), [row["consensus_val_loss"] for row in lines[0]])
     assert "its samples chose what is kept" in epochs.get_ylabel()
@@ -379,7 +380,7 @@ def test_the_test_accuracy_of_one_run_has_the_interval_of_its_predictions(tmp_pa
     write_predictions(tmp_path, np.zeros(200, int), np.arange(200) < 20)
     low, high = stats.binomtest(180, 200).proportion_ci(0.95, "wilson")
     np.testing.assert_allclose(load_final([tmp_path]).ends, (low, high))
-    assert load_final([tmp_path], "loss") == Final(np.array([0.3]), None)
+    assert load_final([tmp_path], LOSS) == Final(np.array([0.3]), None)
     assert load_final([tmp_path / "unfinished"]).ends is None
 
 

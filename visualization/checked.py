@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UsageError
+from utils.records import ACCURACY as UNNAMED
 from utils.records import PathLike, Run, read_json, read_labels, read_partition, read_predictions
+from visualization.measures import ACCURACY, Measure, Shown, shown_of
 
 LARGEST = 1e200  # figures beyond it are as good as infinite: the margins of a plot would overflow
 BEYOND = 2**53  # whole numbers from here on are not exact in float64
 
-CURVES = ("epoch", "train_loss", "val_loss", "val_accuracy", "consensus_val_loss", "consensus_val_accuracy",
-          "consensus_distance", "virtual_seconds", "bytes")  # fmt: skip
+CURVES = ("epoch", "train_loss", "val_loss", "consensus_val_loss", "consensus_distance", "virtual_seconds", "bytes")
 UNSCORED = ("random", "noprune")  # ways of pruning in which no score has a say
 STAGES = ("stage1", "stage2", "control")  # of a pruning
-WORKER_CURVES = ("worker_val_loss", "worker_val_accuracy")
 
 
 def damaged(path: PathLike, reason: str) -> UsageError:
@@ -134,18 +134,46 @@ def _numbers(values: Any) -> np.ndarray | None:
 # ---- a stage directory --------------------------------------------------------------------------
 
 
+def load_shown(run_dir: PathLike) -> Shown:
+    """What pictures of a stage show: as config.json says, or summary.json, or, of older runs, accuracy."""
+    path = Path(run_dir, "config.json")
+    record = Record(path, read_json(path)) if path.is_file() else None
+    if record is not None and record.has("task"):
+        task = record.part("task")
+        metrics = task.parts("metrics")
+        if not metrics:
+            raise damaged(path, "task.metrics is empty")
+        return shown_of(task.text("kind"), _measure(metrics[0]), tuple(task.texts("names")))
+    path = Path(run_dir, "summary.json")
+    metric = metric_in(Record(path, read_json(path))) if path.is_file() else ACCURACY
+    return Shown() if metric == ACCURACY else shown_of("", metric)
+
+
+def metric_in(record: Record) -> Measure:
+    """The metric that a record names; accuracy, if it names none."""
+    return _measure(record.part("metric")) if record.has("metric") else ACCURACY
+
+
+def _measure(record: Record) -> Measure:
+    higher = record.values.get("higher_is_better")
+    if set(record.values) != set(UNNAMED) or not isinstance(higher, bool):
+        raise damaged(record.path, f"{record.name} is no name, higher_is_better (true or false) and unit")
+    return Measure(record.text("name"), higher, record.text("unit"))
+
+
 def load_lines(run_dir: PathLike) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl with the curves that pictures show; what is not finite is None or, in the
     lists by worker, NaN."""
-    path, workers = Path(run_dir, "metrics.jsonl"), None
+    path, workers, name = Path(run_dir, "metrics.jsonl"), None, load_shown(run_dir).metric.name
+    curves = (*CURVES, f"val_{name}", f"consensus_val_{name}")
     lines = []
     for k, values in enumerate(Run(run_dir).metrics, start=1):
         record = Record(path, values, f"line {k}")
         line: dict[str, Any] = {"round": record.number("round")}
-        for key in filter(record.has, CURVES):
+        for key in filter(record.has, curves):
             value = record.number(key, known=False)
             line[key] = None if np.isnan(value) else value
-        for key in filter(record.has, WORKER_CURVES):
+        for key in filter(record.has, ("worker_val_loss", f"worker_val_{name}")):
             values_N = record.numbers(key, workers)
             workers = len(values_N)
             line[key] = values_N.tolist()
@@ -154,15 +182,18 @@ def load_lines(run_dir: PathLike) -> list[dict[str, Any]]:
 
 
 def load_summary(run_dir: PathLike) -> dict[str, Any]:
-    """Of summary.json the figures that pictures show: ``test_accuracy``, ``test_loss``, ``worker_test_accuracy`` [N]
-    and ``finetune``, each None where the stage has none."""
+    """Of summary.json the figures that pictures show: ``test_<metric>``, ``test_loss``, ``worker_test_<metric>`` [N],
+    ``finetune`` and ``auroc`` (by finding; NaN: not known), each None where the stage has none."""
     path = Path(run_dir, "summary.json")
     record = Record(path, read_json(path))
+    of_model, of_workers = (f"{who}_{load_shown(run_dir).metric.name}" for who in ("test", "worker_test"))
+    areas = record.part("test_auroc_by_class") if record.has("test_auroc_by_class") else None
     return {
-        "test_accuracy": record.number("test_accuracy") if record.has("test_accuracy") else None,
+        of_model: record.number(of_model) if record.has(of_model) else None,
         "test_loss": record.number("test_loss") if record.has("test_loss") else None,
-        "worker_test_accuracy": record.numbers("worker_test_accuracy") if record.has("worker_test_accuracy") else None,
+        of_workers: record.numbers(of_workers) if record.has(of_workers) else None,
         "finetune": _finetune(record.part("finetune")) if record.has("finetune") else None,
+        "auroc": None if areas is None else {name: areas.number(name, known=False) for name in areas.values},
     }
 
 
@@ -185,6 +216,15 @@ def load_right(run_dir: PathLike) -> tuple[int, int] | None:
     if targets_m.ndim != 1 or not len(targets_m) or predicted_m.ndim != 1:
         raise damaged(path, "'targets' and 'predicted' must be lists, and not empty")
     return int((targets_m == predicted_m).sum()), len(targets_m)
+
+
+def load_values(run_dir: PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Of a regression the test targets (float [m, 2, C]: values, and the forecast to beat) and what the run's model
+    predicts (float [m, C])."""
+    targets_m2C, predicted_mC = (values.astype(np.float64) for values in read_predictions(run_dir))
+    if targets_m2C.ndim != 3 or targets_m2C.shape[1] != 2 or targets_m2C[:, 0].shape != predicted_mC.shape:
+        raise damaged(Path(run_dir, "predictions.npz"), "'targets' must be [m, 2, C] and 'predicted' [m, C]")
+    return targets_m2C, predicted_mC
 
 
 def was_pruned(run_dir: PathLike) -> bool:
@@ -287,58 +327,61 @@ def load_audit(folder: PathLike) -> dict[str, Any]:
 def load_comparison(path: PathLike) -> dict[str, Any]:
     """comparison_<method>_<ratio>.json, of one run or over seeds.
 
-    ``runs`` and ``accuracy``: for ``stage1``, ``stage2`` and ``control`` (None: there is none) the stage directories
-    and their test accuracies, a list with an entry a seed. ``over_stage1``, ``over_random``: mean and ends of the
-    interval (NaN: not known), or None.
+    ``runs`` and ``figures``: for ``stage1``, ``stage2`` and ``control`` (None: there is none) the stage directories
+    and their figures of the ``metric`` on the test set, a list with an entry a seed. ``over_stage1``, ``over_random``:
+    mean and ends of the interval (NaN: not known), or None.
     """
     record, folder = Record(path, read_json(path)), Path(path).parent
     several = record.has("seeds")
     seeds = record.count("seeds", least=1) if several else 1
-    runs, accuracies = record.part("runs"), {}
+    runs, figures = record.part("runs"), {}
+    metric = metric_in(record if several or not record.has("stage1") else record.part("stage1"))
     dirs = {name: [folder / run for run in runs.texts(name)] if runs.has(name) else None for name in STAGES}
     for name, there in dirs.items():
         if there is not None and len(there) != seeds:
             raise damaged(path, f"runs.{name} is not of length {seeds}")
-        key = f"{name}_test_accuracy" if several else name
+        key = f"{name}_test_{metric.name}" if several else name
         part = record.part(key) if there is not None and record.has(key) else None
         if part is None:
-            accuracies[name] = None
+            figures[name] = None
         elif several:
-            accuracies[name] = part.numbers("values", seeds)
+            figures[name] = part.numbers("values", seeds)
         else:
-            accuracies[name] = np.array([part.number("test_accuracy", known=False)])
-    if accuracies["stage1"] is None or accuracies["stage2"] is None:
-        raise damaged(path, "it has no test accuracy of stage 1 or stage 2")
+            figures[name] = np.array([part.number(f"test_{metric.name}", known=False)])
+    if figures["stage1"] is None or figures["stage2"] is None:
+        raise damaged(path, f"it has no test {metric.words} of stage 1 or stage 2")
     over = {key: record.numbers(key, 3) if record.has(key) else None for key in ("over_stage1", "over_random")}
     return {
         "algorithm": record.text("algorithm"),
         "ratio": record.number("ratio"),
         "seeds": seeds,
         "runs": dirs,
-        "accuracy": accuracies,
+        "metric": metric,
+        "figures": figures,
         "verdict": record.text("verdict") if record.has("verdict") else None,
         **over,
     }
 
 
 def load_sweep(folder: PathLike) -> dict[str, Any]:
-    """sweep.json: ``ratios`` [R], the test accuracies [R] of each method and that of stage 1, their standard
-    deviations over ``seeds`` seeds (None: not known)."""
+    """sweep.json: ``ratios`` [R], the test figures [R] (of the ``metric``) of each method and that of stage 1, their
+    standard deviations over ``seeds`` seeds (None: not known)."""
     path = Path(folder, "sweep.json")
     record = Record(path, read_json(path))
     ratio_R, parts, stage1 = record.numbers("ratios", known=True), record.part("methods"), record.part("stage1")
-    methods = {}
+    metric = metric_in(record)
+    key, methods = f"test_{metric.name}", {}
     for name in parts.values:
         method = parts.part(name)
-        known = method.has("test_accuracy_std")
+        known = method.has(f"{key}_std")
         methods[name] = {
-            "test_accuracy": method.numbers("test_accuracy", len(ratio_R)),
-            "test_accuracy_std": method.numbers("test_accuracy_std", len(ratio_R), least=0) if known else None,
+            key: method.numbers(key, len(ratio_R)),
+            f"{key}_std": method.numbers(f"{key}_std", len(ratio_R), least=0) if known else None,
         }
-    known = stage1.has("test_accuracy_std")
+    known = stage1.has(f"{key}_std")
     full = {
-        "test_accuracy": stage1.number("test_accuracy"),
-        "test_accuracy_std": stage1.number("test_accuracy_std") if known else None,
+        key: stage1.number(key),
+        f"{key}_std": stage1.number(f"{key}_std") if known else None,
     }
     seeds = record.count("seeds", least=1) if record.has("seeds") else None
-    return {"ratios": ratio_R, "methods": methods, "stage1": full, "seeds": seeds}
+    return {"ratios": ratio_R, "methods": methods, "stage1": full, "metric": metric, "seeds": seeds}

@@ -1,4 +1,5 @@
-"""Pictures by class: which worker holds which classes, and which class the model takes for which.
+"""Pictures by class, or by what else a task groups samples: which worker holds which, and which class the model takes
+for which.
 
 Legend: N workers, C classes, n samples.
 """
@@ -15,6 +16,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from visualization.measures import Shown
 from visualization.style import BLACK, BLUE, index_ticks, plain, styled
 
 MOST_LISTED_WORKERS = 64  # rows of the class mix that keep their order and numbers
@@ -41,13 +43,15 @@ def count_classes(shards: Sequence[np.ndarray], labels_n: np.ndarray, classes: i
 
 
 @styled
-def draw_class_mix(counts_NC: np.ndarray, class_names: Sequence[str]) -> Figure:
+def draw_class_mix(counts_NC: np.ndarray, class_names: Sequence[str], shown: Shown | None = None) -> Figure:
     """Share of each class in each worker's shard as a heat map, and the shard sizes beside it.
 
-    With many workers the rows are sorted by main class, so that the skew stays visible.
+    With many workers the rows are sorted by main class, so that the skew stays visible. ``shown``: what classes are,
+    where they are other groups of samples.
     """
     import seaborn
 
+    shown = shown or Shown()
     workers, classes = counts_NC.shape
     many = workers > MOST_LISTED_WORKERS
     sizes_N = counts_NC.sum(1)
@@ -67,9 +71,9 @@ def draw_class_mix(counts_NC: np.ndarray, class_names: Sequence[str]) -> Figure:
     )  # fmt: skip
     heat.grid(False)
     _class_ticks(heat.xaxis, class_names)
-    heat.set(xlabel="class", title=f"Class mix of {workers:,} worker{'s' * (workers > 1)}")
+    heat.set(xlabel=shown.stratum, title=f"{shown.group.capitalize()} mix of {workers:,} worker{'s' * (workers > 1)}")
     if many:
-        heat.set(ylabel="workers, sorted by their main class", yticks=[])
+        heat.set(ylabel=f"workers, sorted by their main {shown.group}", yticks=[])
         bars.fill_betweenx(np.arange(workers) + 0.5, sizes_N, step="mid", color=BLUE, linewidth=0)
     else:
         heat.set_ylabel("worker")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from utils.records import PathLike, read_json
-from visualization.checked import UNSCORED, load_comparison, load_lines
+from visualization.checked import UNSCORED, load_comparison, load_lines, load_shown
 from visualization.finals import Final, draw_finals, load_final, rows_of
+from visualization.measures import ACCURACY, Measure, Shown, metric_scale
 from visualization.style import (
     BLACK,
     BLUE,
@@ -33,7 +34,6 @@ from visualization.style import (
     OTHER,
     RED,
     Lines,
-    accuracy_scale,
     line,
     loss_scale,
     mean_curve,
@@ -75,32 +75,37 @@ def plot_comparison(path: PathLike, out: PathLike | None = None) -> Path:
     stages = [
         Stage(name, [load_lines(run) for run in record["runs"][key]], _final(record, key), look)
         for key, (name, look) in named.items()
-        if record["accuracy"][key] is not None
+        if record["figures"][key] is not None
     ]
-    figure = draw_comparison(stages, record["algorithm"] not in UNSCORED, record["verdict"] or "")
+    shown = replace(load_shown(record["runs"]["stage1"][0]), metric=record["metric"])
+    figure = draw_comparison(stages, record["algorithm"] not in UNSCORED, record["verdict"] or "", shown)
     return save(figure, out or Path(path).with_suffix(".png"))
 
 
 @styled
-def draw_comparison(stages: Sequence[Stage], chosen: bool = True, verdict: str = "") -> Figure:
-    """Test accuracy at the end of each stage, and its validation curves over epochs (of stage 1's length).
+def draw_comparison(
+    stages: Sequence[Stage], chosen: bool = True, verdict: str = "", shown: Shown | None = None
+) -> Figure:
+    """The test figure at the end of each stage, and its validation curves over epochs (of stage 1's length).
 
     ``chosen``: the validation samples decided what is kept. Of one seed a band reaches from the worst worker to the
-    best, of several it is their standard deviation.
+    best, of several it is their standard deviation. ``shown``: what figures are, accuracies unless given.
     """
+    shown = shown or Shown()
     several = max(len(stage.runs) for stage in stages) > 1
     figure = Figure(figsize=(11.5, 4.4))
-    final, accuracy, loss = figure.subplots(1, 3, width_ratios=(2.6, 3, 3))
-    draw_finals(final, *zip(*((stage.final, stage.name, stage.look) for stage in stages), strict=True))
-    final.set_title("Test accuracy")
-    for axes, what in (accuracy, "accuracy"), (loss, "loss"):
+    final, metric, loss = figure.subplots(1, 3, width_ratios=(2.6, 3, 3))
+    rows = zip(*((stage.final, stage.name, stage.look) for stage in stages), strict=True)
+    draw_finals(final, *rows, measure=shown.metric)
+    final.set_title(f"Test {shown.metric.words}")
+    for axes, measure in (metric, shown.metric), (loss, shown.loss):
         for stage in stages:
-            _curves(axes, stage, what, band=several or stage.look["color"] != GREY)
-        axes.set(xlabel="epoch", ylabel=f"validation {what}" + " (nats)" * (what == "loss"))
-        axes.set_title(f"Validation {what}" + "\n(its samples chose what is kept)" * chosen)
+            _curves(axes, stage, measure.name, band=several or stage.look["color"] != GREY)
+        axes.set(xlabel="epoch", ylabel=f"validation {measure.words}{measure.units}")
+        axes.set_title(f"Validation {measure.words}" + "\n(its samples chose what is kept)" * chosen)
         round_ticks(axes)
         note_if_empty(axes)
-    accuracy_scale(accuracy)
+    metric_scale(metric, shown.metric)
     loss_scale(loss)
     band = f"± standard deviation over {len(stages[0].runs)} seeds" if several else "from the worst worker to the best"
     handles = [Line2D([], [], color=BLACK, linewidth=2.4, label="consensus model")]
@@ -156,10 +161,11 @@ class Pruning:
 
     name: str
     final: Final
-    over_random: np.ndarray | None  # mean and ends of the interval, as shares; NaN: not known
+    over_random: np.ndarray | None  # mean and ends of the interval; NaN: not known
     over_stage1: np.ndarray | None
     look: dict[str, Any]
     starts_group: bool = False
+    metric: Measure = ACCURACY
 
 
 def prunings(records: Sequence[dict[str, Any]]) -> list[Pruning]:
@@ -170,7 +176,7 @@ def prunings(records: Sequence[dict[str, Any]]) -> list[Pruning]:
         group = [record for record in records if record["ratio"] == ratio]
         methods = [record["algorithm"] for record in group]
         entries = [(record["algorithm"], record, "stage2") for record in group]
-        controls = [record for record in group if record["accuracy"]["control"] is not None]
+        controls = [record for record in group if record["figures"]["control"] is not None]
         if controls and "random" not in methods:
             entries.append(("random", controls[0], "control"))
         for place, (method, record, key) in enumerate(entries):
@@ -185,23 +191,25 @@ def _place(method: str) -> int:
 
 def _row(name: str, record: dict[str, Any], key: str, look: dict[str, Any], starts_group: bool = False) -> Pruning:
     over = [record[over] if key == "stage2" else None for over in ("over_random", "over_stage1")]
-    return Pruning(name, _final(record, key), *over, look, starts_group)
+    return Pruning(name, _final(record, key), *over, look, starts_group, record["metric"])
 
 
 def _final(record: dict[str, Any], key: str) -> Final:
-    """The recorded accuracies of a stage; where its predictions are there, with their interval."""
-    return Final(record["accuracy"][key], load_final(record["runs"][key]).interval)
+    """The recorded figures of a stage; those of accuracy with their interval, where its predictions are there."""
+    return Final(record["figures"][key], load_final(record["runs"][key], record["metric"]).interval)
 
 
 @styled
 def draw_all_comparisons(rows: Sequence[Pruning]) -> Figure:
-    """Test accuracy of each pruning, and by how much it differs from a random one of its size and from stage 1."""
+    """The test figure of each pruning, and by how much it differs from a random one of its size and from stage 1."""
+    metric = rows[0].metric
+    factor, least, unit = (100, 0.5, "points of ") if metric.is_accuracy else (1, 0.0, "")
     figure = Figure(figsize=(11.5, 2.0 + 0.3 * len(rows)))
     final, *differences = figure.subplots(1, 3, width_ratios=(3, 2, 2))
     looks = [row.look for row in rows]
-    draw_finals(final, [row.final for row in rows], [row.name for row in rows], looks)
+    draw_finals(final, [row.final for row in rows], [row.name for row in rows], looks, metric)
     final.axvline(rows[0].final.mean, color=BLACK, linewidth=1, linestyle=":")
-    final.set_title("Test accuracy (dotted: stage 1)")
+    final.set_title(f"Test {metric.words} (dotted: stage 1)")
     scope = "of test samples" if all(len(row.final.values_S) == 1 for row in rows) else "over seeds"
     for axes, over, title in zip(
         differences, ("over_random", "over_stage1"), ("Minus random of its size", "Minus stage 1"), strict=True
@@ -209,13 +217,13 @@ def draw_all_comparisons(rows: Sequence[Pruning]) -> Figure:
         axes.axvline(0, color=BLACK, linewidth=1)
         for place, row in enumerate(rows):
             if (value := getattr(row, over)) is not None:
-                _difference(axes, place, 100 * value, row.look)
+                _difference(axes, place, factor * value, row.look)
         rows_of(axes, len(rows))
         axes.margins(x=0.1)
         low, high = axes.get_xlim()
-        axes.set_xlim(min(low, -0.5), max(high, 0.5))
+        axes.set_xlim(min(low, -least), max(high, least))
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axes.set(title=title, xlabel=f"points of test accuracy\n95 % interval {scope}")
+        axes.set(title=title, xlabel=f"{metric.label(f'{unit}test')}\n95 % interval {scope}")
     figure.suptitle(
         "What the prunings of this run were worth, on test samples. Filled marks: the interval leaves zero out",
         x=0.01, ha="left", fontsize=11,

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from utils.records import PathLike
 from visualization.checked import load_right, load_summary
+from visualization.measures import ACCURACY, Measure, number_axis
 from visualization.style import plain
 
 LONGEST_ROW_NAME = 34
@@ -43,12 +44,13 @@ class Final:
         return (self.mean - deviation, self.mean + deviation) if np.isfinite(deviation) else None
 
 
-def load_final(run_dirs: Sequence[PathLike], what: str = "accuracy") -> Final:
-    """``test_accuracy`` or ``test_loss`` of a run, or of the same run of several seeds. Raises UsageError where a
-    record is damaged; a run that is not finished has none."""
+def load_final(run_dirs: Sequence[PathLike], measure: Measure = ACCURACY) -> Final:
+    """The test figure of a run, or of the same run of several seeds; an accuracy of one run with its interval. Raises
+    UsageError where a record is damaged; a run that is not finished has none."""
     finished = [Path(path, "summary.json").is_file() for path in run_dirs]
-    values = [load_summary(p)[f"test_{what}"] if there else None for p, there in zip(run_dirs, finished, strict=True)]
-    counts = load_right(run_dirs[0]) if len(run_dirs) == 1 and finished[0] and what == "accuracy" else None
+    key = f"test_{measure.name}"
+    values = [load_summary(p).get(key) if there else None for p, there in zip(run_dirs, finished, strict=True)]
+    counts = load_right(run_dirs[0]) if len(run_dirs) == 1 and finished[0] and measure.is_accuracy else None
     return Final(np.array(values, dtype=float), counts and wilson_interval(*counts))
 
 
@@ -73,7 +75,11 @@ def bars_say(finals: Sequence[Final]) -> str:
 
 
 def draw_finals(
-    axes: Axes, finals: Sequence[Final], names: Sequence[str], looks: Sequence[dict[str, Any]], what: str = "accuracy"
+    axes: Axes,
+    finals: Sequence[Final],
+    names: Sequence[str],
+    looks: Sequence[dict[str, Any]],
+    measure: Measure = ACCURACY,
 ) -> None:
     """A row each, the first on top: its bar, a dot a seed, and the figure in words at the right edge."""
     for row, (final, look) in enumerate(zip(finals, looks, strict=True)):
@@ -85,17 +91,18 @@ def draw_finals(
             axes.scatter(final.values_S, row + spread, s=9, color=color, alpha=0.5, linewidths=0)
         axes.plot([final.mean], [row], look.get("marker", "o"), color=color, markersize=7)
         known = np.isfinite(final.mean)
-        text = (f"{final.mean:.2%}" if what == "accuracy" else f"{final.mean:.4g}") if known else "no figure"
+        text = measure.text(final.mean) if known else "no figure"
         axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", size=9)
     rows_of(axes, len(names), names)
     axes.margins(x=0.08)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    if what == "accuracy":
-        axes.xaxis.set_major_formatter(PercentFormatter(1))
+    number_axis(axes.xaxis, measure)
+    if measure.is_accuracy:
         low, high = axes.get_xlim()
         least = max(0.0, 0.02 - (high - low)) / 2  # small differences stay small
         axes.set_xlim(low - least, high + least)
-    axes.set_xlabel("\n".join(filter(None, [f"test {what} at the end", bars_say(finals)])))
+    said = [f"test {measure.words} at the end{measure.units}", measure.direction.removeprefix(", "), bars_say(finals)]
+    axes.set_xlabel("\n".join(filter(None, said)))
 
 
 def rows_of(axes: Axes, count: int, names: Sequence[str] | None = None) -> None:

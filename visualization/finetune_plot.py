@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from visualization.style import accuracy_scale, category, styled
+from visualization.measures import ACCURACY, metric_scale
+from visualization.style import category, styled
 
 MOST_NAMED_WORKERS = 32
 
@@ -25,7 +26,7 @@ def draw_finetune(record: dict[str, Any]) -> Figure:
     size = max(8, 40 - len(order) / 4)
     axes.scatter(place_N, before_N, s=size, color=category(0)["color"], marker="o", zorder=2, label="before")
     axes.scatter(place_N, after_N, s=size, color=category(1)["color"], marker="^", zorder=3, label="after")
-    accuracy_scale(axes)
+    metric_scale(axes, ACCURACY)
     if len(order) <= MOST_NAMED_WORKERS:
         axes.set_xticks(place_N, map(str, order))
         axes.set_xlabel("worker, by accuracy before")

@@ -16,13 +16,22 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from utils.errors import UsageError, refusal
 from utils.records import PathLike, Run, read_confusion
-from visualization.checked import load_labels, load_lines, load_partition, load_summary, load_topology
+from visualization.checked import (
+    load_labels,
+    load_lines,
+    load_partition,
+    load_shown,
+    load_summary,
+    load_topology,
+    load_values,
+)
 from visualization.class_plots import count_classes, draw_class_mix, draw_confusion
 from visualization.finetune_plot import draw_finetune
+from visualization.measures import ACCURACY, BRIGHT_IS_GOOD, Measure, Shown, metric_scale, number_axis
+from visualization.prediction_plots import draw_areas, draw_predicted
 from visualization.run_folders import first_stage, no_run, seeds_of, stages_of, stages_of_seeds
 from visualization.several_runs import (
     compare_path,
@@ -37,7 +46,6 @@ from visualization.style import (
     BLUE,
     RED,
     Lines,
-    accuracy_scale,
     draw_edges,
     graph_edges,
     legend_below,
@@ -57,8 +65,8 @@ from visualization.style import (
 )
 
 __all__ = [  # what draws a run, or several, wherever it is
-    "draw_class_mix", "draw_compare", "draw_confusion", "draw_consensus_distance", "draw_finetune", "draw_seeds",
-    "draw_topology", "draw_training", "plot_compare", "plot_run", "plot_seeds",
+    "draw_areas", "draw_class_mix", "draw_compare", "draw_confusion", "draw_consensus_distance", "draw_finetune",
+    "draw_predicted", "draw_seeds", "draw_topology", "draw_training", "plot_compare", "plot_run", "plot_seeds",
 ]  # fmt: skip
 
 
@@ -70,39 +78,47 @@ def plot_run(run_dir: PathLike) -> list[Path]:
 
     ``training.png`` and ``consensus_distance.png`` always, and what else there are records of:
     ``class_mix.png`` (labels.npz, partition.npz), ``topology.png`` (topology.json), ``confusion.png``
-    (confusion.npz), ``finetune.png`` (in summary.json). Raises UsageError where the directory is no
-    run, a record is damaged, or the disk refuses.
+    (confusion.npz), ``predictions.png`` (predictions.npz of a regression), ``auroc.png`` (by finding, in
+    summary.json), ``finetune.png`` (in summary.json). Raises UsageError where the directory is no run, a
+    record is damaged, or the disk refuses.
     """
-    run, lines = Run(run_dir), load_lines(run_dir)
+    run, lines, shown = Run(run_dir), load_lines(run_dir), load_shown(run_dir)
     summary = load_summary(run_dir) if run.has("summary.json") else {}
-    figures = {"training": draw_training(lines), "consensus_distance": draw_consensus_distance(lines)}
+    figures = {"training": draw_training(lines, shown=shown), "consensus_distance": draw_consensus_distance(lines)}
     if run.has("partition.npz") and run.has("labels.npz"):
         labels_n, class_names = load_labels(run_dir)
         shards = load_partition(run_dir, len(labels_n))
-        figures["class_mix"] = draw_class_mix(count_classes(shards, labels_n, len(class_names)), class_names)
+        figures["class_mix"] = draw_class_mix(count_classes(shards, labels_n, len(class_names)), class_names, shown)
     if run.has("topology.json"):
-        topology, (accuracy_N, what) = load_topology(run_dir), worker_accuracy(lines, summary)
-        if accuracy_N is not None and len(accuracy_N) != topology["num_workers"]:
+        topology, (figure_N, what) = load_topology(run_dir), worker_figures(lines, summary, shown.metric)
+        if figure_N is not None and len(figure_N) != topology["num_workers"]:
             raise UsageError(
-                f"topology.json of {run_dir} is of {topology['num_workers']} workers, the {what} of {len(accuracy_N)}: "
+                f"topology.json of {run_dir} is of {topology['num_workers']} workers, the {what} of {len(figure_N)}: "
                 "they are of different runs; restore one of them"
             )
-        figures["topology"] = draw_topology(topology, accuracy_N, what)
+        figures["topology"] = draw_topology(topology, figure_N, what, shown.metric)
     if run.has("confusion.npz"):
         figures["confusion"] = draw_confusion(*read_confusion(run_dir))
+    if shown.group == "value" and run.has("predictions.npz"):
+        figures["predictions"] = draw_predicted(*load_values(run_dir), shown)
+    if summary.get("auroc"):
+        figures["auroc"] = draw_areas(summary["auroc"])
     if summary.get("finetune"):
         figures["finetune"] = draw_finetune(summary["finetune"])
     return [save(figure, run.path / "plots" / f"{name}.png") for name, figure in figures.items()]
 
 
 @styled
-def draw_training(lines: Lines, x: str = "round") -> Figure:
-    """Loss and accuracy over ``x`` ('round' or 'epoch'): workers thin, mean and consensus thick."""
+def draw_training(lines: Lines, x: str = "round", shown: Shown | None = None) -> Figure:
+    """Loss and metric over ``x`` ('round' or 'epoch'): workers thin, mean and consensus thick. ``shown``: what they
+    are, cross-entropy and accuracy unless given."""
+    shown = shown or Shown()
     figure = Figure(figsize=(9, 3.8))
-    loss, accuracy = figure.subplots(1, 2)
-    for axes, what in (loss, "loss"), (accuracy, "accuracy"):
+    loss, metric = figure.subplots(1, 2)
+    for axes, measure in (loss, shown.loss), (metric, shown.metric):
+        what = measure.name
         worker_lines(axes, lines, x, f"worker_val_{what}")
-        if what == "loss":
+        if measure is shown.loss:
             train = series(lines, x, "train_loss")
             line(axes, *train, label="training, mean of workers", color=BLACK, linestyle=":", linewidth=1.8)
         mean, consensus = series(lines, x, f"val_{what}"), series(lines, x, f"consensus_val_{what}")
@@ -111,10 +127,11 @@ def draw_training(lines: Lines, x: str = "round") -> Figure:
         axes.set_xlabel(x)
         round_ticks(axes)
         note_if_empty(axes)
-    loss.set(ylabel="cross-entropy loss (nats)", title=f"Loss over {x}s")
+    loss.set(ylabel=f"{shown.loss.long}{shown.loss.units}", title=f"Loss over {x}s")
     loss_scale(loss)
-    accuracy.set(ylabel="validation accuracy", title=f"Validation accuracy over {x}s")
-    accuracy_scale(accuracy)
+    said = f"Validation {shown.metric.words} over {x}s{shown.metric.direction}"
+    metric.set(ylabel=f"validation {shown.metric.words}{shown.metric.units}", title=said)
+    metric_scale(metric, shown.metric)
     legend_below(figure, loss)
     return figure
 
@@ -147,19 +164,23 @@ def draw_consensus_distance(lines: Lines, x: str = "round") -> Figure:
     return figure
 
 
-def worker_accuracy(lines: Lines, summary: dict[str, Any]) -> tuple[np.ndarray | None, str]:
-    """The latest accuracy of each worker (float [N]) and what it is: test, else the last validation."""
-    if summary.get("worker_test_accuracy") is not None:
-        return summary["worker_test_accuracy"], "test accuracy"
+def worker_figures(
+    lines: Lines, summary: dict[str, Any], measure: Measure = ACCURACY
+) -> tuple[np.ndarray | None, str]:
+    """The latest figure of each worker (float [N]) and what it is: test, else the last validation."""
+    if summary.get(f"worker_test_{measure.name}") is not None:
+        return summary[f"worker_test_{measure.name}"], f"test {measure.words}"
     for row in reversed(lines):
-        if row.get("worker_val_accuracy"):
-            return np.array(row["worker_val_accuracy"], dtype=float), "validation accuracy"
+        if row.get(f"worker_val_{measure.name}"):
+            return np.array(row[f"worker_val_{measure.name}"], dtype=float), f"validation {measure.words}"
     return None, ""
 
 
 @styled
-def draw_topology(topology: dict[str, Any], accuracy_N: np.ndarray | None = None, what: str = "") -> Figure:
-    """The graph (all edges of one period), each worker coloured by its accuracy.
+def draw_topology(
+    topology: dict[str, Any], figure_N: np.ndarray | None = None, what: str = "", measure: Measure = ACCURACY
+) -> Figure:
+    """The graph (all edges of one period), each worker coloured by its figure: the better, the brighter.
 
     A pair that weighs each other alike is joined by a line; otherwise arrows point at the receiver.
     """
@@ -176,12 +197,13 @@ def draw_topology(topology: dict[str, Any], accuracy_N: np.ndarray | None = None
     diameter = node_diameter(place_N2)
     hidden = draw_edges(axes, place_N2, lines_E2, arrows_E2, torus, diameter)
 
-    accuracy_N = np.full(workers, np.nan) if accuracy_N is None else accuracy_N
-    known_N = np.isfinite(accuracy_N)
-    low, high = (accuracy_N[known_N].min(), accuracy_N[known_N].max()) if known_N.any() else (0.0, 1.0)
-    pad = max(0.0, 0.005 - (high - low) / 2)  # equal accuracies still need a scale
-    colours = ScalarMappable(Normalize(low - pad, high + pad), "viridis")
-    fill_N4 = np.where(known_N[:, None], colours.to_rgba(accuracy_N), (0.85, 0.85, 0.85, 1))
+    figure_N = np.full(workers, np.nan) if figure_N is None else figure_N
+    known_N = np.isfinite(figure_N)
+    low, high = (figure_N[known_N].min(), figure_N[known_N].max()) if known_N.any() else (0.0, 1.0)
+    least = 0.005 * (1 if measure.bounded else max(abs(low), abs(high), 1e-6))
+    pad = max(0.0, least - (high - low) / 2)  # equal figures still need a scale
+    colours = ScalarMappable(Normalize(low - pad, high + pad), BRIGHT_IS_GOOD[measure.higher_is_better])
+    fill_N4 = np.where(known_N[:, None], colours.to_rgba(figure_N), (0.85, 0.85, 0.85, 1))
     outline = {"edgecolors": "#333333", "linewidths": 0.8} if diameter > 8 else {"linewidths": 0}
     axes.scatter(*place_N2.T, s=diameter**2, c=fill_N4, zorder=3, **outline)
     if diameter >= 2 + 5.2 * len(str(workers - 1)):  # points that a number of this many digits needs
@@ -189,8 +211,9 @@ def draw_topology(topology: dict[str, Any], accuracy_N: np.ndarray | None = None
             ink = "white" if fill_N4[k, :3] @ (0.3, 0.59, 0.11) < 0.55 else "black"
             axes.text(x, y, str(k), ha="center", va="center_baseline", color=ink, size=9, zorder=4)
     if known_N.any():
-        label = f"{what} of the worker"
-        figure.colorbar(colours, ax=axes, shrink=0.8, format=PercentFormatter(1), label=label)
+        label = f"{what} of the worker{measure.units}{measure.direction}"
+        bar = figure.colorbar(colours, ax=axes, shrink=0.8, label=label)
+        number_axis(bar.ax.yaxis, measure)
     axes.set_title(_topology_title(topology, hidden))
     return figure
 
@@ -199,7 +222,8 @@ def _topology_title(topology: dict[str, Any], left_out: str) -> str:
     names = {
         "ring": "Ring", "all": "Complete graph", "exponential": "Exponential graph", "star": "Star",
         "exponential_one_peer": "One-peer exponential graph",
-        "grid": "Grid on a torus", "random": "Random graph", "file": "Graph from a file",
+        "grid": "Grid on a torus", "random": "Random graph", "nearest": "Graph of near neighbours",
+        "file": "Graph from a file",
     }  # fmt: skip
     mode, workers, gap = topology["mode"], topology["num_workers"], topology.get("spectral_gap")
     title = f"{names.get(mode) or plain(mode)} of {workers:,} worker{'s' * (workers != 1)}"
@@ -274,28 +298,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the sheet of several runs or seeds; replaced if it is there (default: compare_<names>.png or "
         "seeds.png in the folder that the runs share)",
     )
-    parser.add_argument("--loss", action="store_true", help="loss in the place of accuracy, on a sheet of several runs")
+    parser.add_argument("--loss", action="store_true", help="the loss, not the metric, on a sheet of several runs")
     args = parser.parse_args(argv)
     try:
         if args.out and (args.out.suffix.lower() != ".png" or args.out.is_dir()):
             raise UsageError(f"--out {args.out} is no PNG file: give a name such as sheet.png")
-        for path in draw(args.runs, args.seeds, args.out, "loss" if args.loss else "accuracy"):
+        for path in draw(args.runs, args.seeds, args.out, args.loss):
             print(str(path).encode(errors="backslashreplace").decode())  # a path need not be UTF-8
     except (UsageError, OSError) as error:  # OSError: a path that cannot be used, or a full disk behind stdout
         return refusal(error)
     return 0
 
 
-def draw(folders: Sequence[PathLike], seeds: bool, out: Path | None, what: str = "accuracy") -> list[Path]:
+def draw(folders: Sequence[PathLike], seeds: bool, out: Path | None, loss: bool = False) -> list[Path]:
     """The pictures of what a user names on the command line; returns the files."""
-    if what == "loss" and (seeds or len(folders) == 1):
+    if loss and (seeds or len(folders) == 1):
         raise UsageError("--loss is for a sheet of several runs; all other pictures show the loss anyway")
     if seeds:
         stages = stages_of_seeds(folders)
         return [plot_seeds(stages, out or seeds_path(stages))]
     if len(folders) > 1:
         stages = [first_stage(folder) for folder in folders]
-        return [plot_compare(stages, out or compare_path(stages, what), what)]
+        return [plot_compare(stages, out or compare_path(stages, loss), loss)]
     (folder,) = folders
     stages, of_seeds = stages_of(folder), seeds_of(folder)
     if not stages and not of_seeds:

@@ -1,4 +1,5 @@
-"""Scores by class and by worker: histograms, shares below zero, known bad samples in front.
+"""Scores by class (or what else a task groups samples by) and by worker: histograms, shares below zero, known bad
+samples in front.
 
 Legend: n samples, G groups of samples (classes or workers).
 """
@@ -19,7 +20,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from utils.errors import UsageError
 from utils.records import PathLike
 from utils.scores import read_scores
-from visualization.checked import load_corruption, load_labels
+from visualization.checked import load_corruption, load_labels, load_shown
 from visualization.style import BLACK, LONGEST_LABEL, ORANGE, RED, mark_rows, plain, power_ticks, save, styled
 
 MOST_ROW_LABELS = 26
@@ -43,6 +44,7 @@ def plot_scores(stage1_dir: PathLike, zarr_path: PathLike, out: PathLike) -> Pat
     figure = draw_scores(
         record["scores"], labels_n[ids_n], record["worker"], class_names,
         method=Path(zarr_path).stem, bad_n=bad_n, kind=kind, bad_workers=corruption["bad_workers"],
+        group=load_shown(stage1_dir).group,
     )  # fmt: skip
     return save(figure, out)
 
@@ -57,12 +59,14 @@ def draw_scores(
     bad_n: np.ndarray | None = None,
     kind: str = "known to be bad",
     bad_workers: Collection[int] = (),
+    group: str = "class",
 ) -> Figure:
     """Histograms of the scores: all, of each class, of each worker, and the shares below zero.
 
-    ``bad_n`` (bool [n]) marks samples known to be bad, ``kind`` says in what way. In the upper panel
-    bad and other samples each add up to 100 %; each row of the lower ones is scaled to its own peak.
-    The score axis is linear, or, for heavy tails, linear up to the median size and logarithmic beyond.
+    ``group``: what classes are, where they are other groups of samples. ``bad_n`` (bool [n]) marks samples known to
+    be bad, ``kind`` says in what way. In the upper panel bad and other samples each add up to 100 %; each row of the
+    lower ones is scaled to its own peak. The score axis is linear, or, for heavy tails, linear up to the median size
+    and logarithmic beyond.
     """
     finite_n = np.isfinite(scores_n)
     left_out = len(scores_n) - int(finite_n.sum())
@@ -95,7 +99,8 @@ def draw_scores(
         notes = ["dark: many samples"] if len(names) > MOST_ROW_LABELS else []
         notes += ["red: median of the bad"] if notes and bad_n.any() else []
         notes += ["■ bad data"] if what == "worker" and bad_workers else []
-        rows.set(ylabel=what, title="\n".join([f"By {what}", *notes]))
+        called = group if what == "class" else what
+        rows.set(ylabel=called, title="\n".join([f"By {called}", *notes]))
         harmful_G = [_mean(scores_n[group_n == g] < 0) for g in range(len(names))]
         height = 0.72 if len(names) <= MOST_ROW_LABELS else 1  # gaps between thin bars would flicker
         shares.barh(np.arange(len(names)) - 0.4, harmful_G, height=height, color=ORANGE)

@@ -19,8 +19,9 @@ from matplotlib.ticker import EngFormatter
 
 from utils.errors import UsageError
 from utils.records import PathLike
-from visualization.checked import load_lines, was_pruned
+from visualization.checked import load_lines, load_shown, was_pruned
 from visualization.finals import Final, draw_finals, load_final
+from visualization.measures import ACCURACY, Measure, Shown, metric_scale
 from visualization.run_folders import seeds_or_stage
 from visualization.style import (
     BLUE,
@@ -28,7 +29,6 @@ from visualization.style import (
     LONGEST_LABEL,
     SKY,
     Lines,
-    accuracy_scale,
     category,
     legend_below,
     line,
@@ -45,23 +45,36 @@ from visualization.style import (
 LONGEST_FILE_NAME = 80  # letters of the runs' names in that of their sheet
 
 
-def plot_compare(runs: Sequence[PathLike], out: PathLike, what: str = "accuracy") -> Path:
+def plot_compare(runs: Sequence[PathLike], out: PathLike, loss: bool = False) -> Path:
     """Draw several runs on one sheet and write it to ``out`` (a PNG file).
 
-    ``runs``: stage directories, or folders of seeds, which are shown as mean and standard deviation. ``what``:
-    'accuracy' or 'loss'.
+    ``runs``: stage directories, or folders of seeds, which are shown as mean and standard deviation. ``loss``: in the
+    place of their metric. Raises UsageError where they are not measured alike.
     """
     names, stages = run_names(runs), [seeds_or_stage(path) for path in runs]
+    shown = common_measures([stage for each in stages for stage in each])
+    measure = shown.loss if loss else shown.metric
     lines = [[load_lines(stage) for stage in each] for each in stages]
-    finals = [load_final(each, what) for each in stages]
+    finals = [load_final(each, measure) for each in stages]
     chosen = any(was_pruned(stage) for each in stages for stage in each)
-    figure = draw_compare(dict(zip(names, lines, strict=True)), dict(zip(names, finals, strict=True)), what, chosen)
+    figure = draw_compare(dict(zip(names, lines, strict=True)), dict(zip(names, finals, strict=True)), measure, chosen)
     return save(figure, out)
+
+
+def common_measures(stages: Sequence[PathLike]) -> Shown:
+    """What these stages are measured by. Raises UsageError where they differ in it."""
+    shown = [load_shown(stage) for stage in stages]
+    for stage, other in zip(stages, shown, strict=True):
+        if other.both != shown[0].both:
+            metrics = [f"{path}: {one.metric.words}{one.metric.units}" for path, one in
+                       ((stages[0], shown[0]), (stage, other))]  # fmt: skip
+            raise UsageError(f"runs on one sheet must be measured alike ({', '.join(metrics)}); name runs of one task")
+    return shown[0]
 
 
 @styled
 def draw_compare(
-    runs: dict[str, Sequence[Lines]], finals: dict[str, Final], what: str = "accuracy", chosen: bool = False
+    runs: dict[str, Sequence[Lines]], finals: dict[str, Final], measure: Measure = ACCURACY, chosen: bool = False
 ) -> Figure:
     """The test figure of several runs at their end, and validation curves over epochs and, where logged, over
     simulated time and bytes sent.
@@ -70,9 +83,10 @@ def draw_compare(
     from the start of the run. Curves are those of the consensus model, or of the workers' mean where one of the
     runs has no consensus model. ``chosen``: validation samples decided what some of the runs train on.
     """
-    key, of = f"consensus_val_{what}", "consensus model"
+    is_loss = measure.name == "loss"
+    key, of = f"consensus_val_{measure.name}", "consensus model"
     if not all(len(series(lines, "round", key)[0]) for each in runs.values() for lines in each):
-        key, of = f"val_{what}", "mean of workers"
+        key, of = f"val_{measure.name}", "mean of workers"
     panels = [("epoch", "epoch", "Over epochs")]
     panels += [("virtual_seconds", "simulated time (s)", "Over simulated time")]
     panels += [("bytes", "bytes sent", "Over bytes sent")]
@@ -81,8 +95,8 @@ def draw_compare(
     figure = Figure(figsize=(4.0 + 3.3 * len(panels), max(4.0, 1.6 + 0.26 * len(runs))))
     final, *all_axes = figure.subplots(1, 1 + len(panels), width_ratios=(3, *[4] * len(panels)))
     looks = [category(k) for k in range(len(runs))]
-    draw_finals(final, [finals[name] for name in runs], list(runs), looks, what)
-    final.set_title(f"Test {what}")
+    draw_finals(final, [finals[name] for name in runs], list(runs), looks, measure)
+    final.set_title(f"Test {measure.words}")
     for axes, (x, label, title) in zip(all_axes, panels, strict=True):
         if axes is not all_axes[0]:
             axes.sharey(all_axes[0])
@@ -100,9 +114,9 @@ def draw_compare(
             text = f"not logged: {missing} of {len(runs)} runs"
             axes.text(0.98, 0.03, text, transform=axes.transAxes, ha="right", color="#666666", size=9)
         bytes_scale(axes) if x == "bytes" else round_ticks(axes, most=5, whole=x != "virtual_seconds")
-    unit, choice = " (nats)" * (what == "loss"), "\n(its samples chose what is kept)" * chosen
-    all_axes[0].set_ylabel(f"validation {what}{unit}, {of}{choice}")
-    (loss_scale if what == "loss" else accuracy_scale)(all_axes[0])
+    choice = "\n(its samples chose what is kept)" * chosen
+    all_axes[0].set_ylabel(f"validation {measure.words}{measure.units}, {of}{choice}")
+    loss_scale(all_axes[0]) if is_loss else metric_scale(all_axes[0], measure)
     if any(len(each) > 1 for each in runs.values()):
         all_axes[0].set_title("Over epochs, ± deviation over seeds")
     if len(runs) > len(CATEGORIES):  # else the colours of the rows say it
@@ -129,20 +143,22 @@ def bytes_scale(axes: Axes) -> None:
 def plot_seeds(run_dirs: Sequence[PathLike], out: PathLike) -> Path:
     """Draw the runs of several seeds as mean and standard deviation and write the picture to ``out``."""
     _resolve(run_dirs)
-    return save(draw_seeds([load_lines(path) for path in run_dirs], load_final(run_dirs)), out)
+    shown = common_measures(run_dirs)
+    return save(draw_seeds([load_lines(path) for path in run_dirs], load_final(run_dirs, shown.metric), shown), out)
 
 
 @styled
-def draw_seeds(runs: Sequence[Lines], final: Final | None = None) -> Figure:
+def draw_seeds(runs: Sequence[Lines], final: Final | None = None, shown: Shown | None = None) -> Figure:
     """Mean over seeds (thick), its sample standard deviation (band) and each seed (thin).
 
-    Validation loss and accuracy of the consensus model (the workers' mean where there is none) over the epochs
-    that all seeds logged; ``final``: the test accuracies at the end.
+    Validation loss and metric of the consensus model (the workers' mean where there is none) over the epochs
+    that all seeds logged; ``final``: the test figures at the end. ``shown``: what they are, accuracies unless given.
     """
+    shown = shown or Shown()
     figure = Figure(figsize=(9, 3.8))
-    for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        consensus = all(len(series(lines, "round", f"consensus_val_{what}")[0]) for lines in runs)
-        key = f"consensus_val_{what}" if consensus else f"val_{what}"
+    for axes, measure in zip(figure.subplots(1, 2), shown.both, strict=True):
+        consensus = all(len(series(lines, "round", f"consensus_val_{measure.name}")[0]) for lines in runs)
+        key = f"consensus_val_{measure.name}" if consensus else f"val_{measure.name}"
         of = "consensus model" if consensus else "mean of workers"
         for k, lines in enumerate(runs):
             line(axes, *series(lines, "epoch", key), color=SKY, linewidth=0.9, label=None if k else "each seed")
@@ -151,15 +167,18 @@ def draw_seeds(runs: Sequence[Lines], final: Final | None = None) -> Figure:
             band = {"color": BLUE, "alpha": 0.2, "linewidth": 0, "label": "± standard deviation"}
             axes.fill_between(x_T, mean_T - deviation_T, mean_T + deviation_T, **band)
         line(axes, x_T, mean_T, color=BLUE, linewidth=2.4, label="mean of the seeds")
-        axes.set(xlabel="epoch", ylabel=f"validation {what}, {of}")
-        axes.set_title(f"Validation {what} of {len(runs)} seed{'s' * (len(runs) > 1)}")
+        units = measure.units if measure is shown.metric else ""
+        axes.set(xlabel="epoch", ylabel=f"validation {measure.words}{units}, {of}")
+        axes.set_title(f"Validation {measure.words} of {len(runs)} seed{'s' * (len(runs) > 1)}")
         round_ticks(axes)
-        loss_scale(axes) if what == "loss" else accuracy_scale(axes)
+        loss_scale(axes) if measure is shown.loss else metric_scale(axes, measure)
         if not len(x_T):
             note(axes, "no round that all seeds logged")
     if final is not None and np.isfinite(final.mean):
-        spread = f" ± {np.std(final.values_S, ddof=1):.2%}" if len(runs) > 1 else ""
-        figure.suptitle(f"Test accuracy at the end: {final.mean:.2%}{spread}", x=0.01, ha="left", fontsize=11)
+        metric = shown.metric
+        spread = f" ± {metric.text(np.std(final.values_S, ddof=1))}" if len(runs) > 1 else ""
+        said = f"Test {metric.words} at the end: {metric.text(final.mean)}{spread}{metric.units}"
+        figure.suptitle(said, x=0.01, ha="left", fontsize=11)
     legend_below(figure, figure.axes[0])
     return figure
 
@@ -183,7 +202,7 @@ def _resolve(run_dirs: Sequence[PathLike]) -> list[Path]:
     return paths
 
 
-def compare_path(run_dirs: Sequence[PathLike], what: str = "accuracy") -> Path:
+def compare_path(run_dirs: Sequence[PathLike], loss: bool = False) -> Path:
     """Where the sheet of these runs goes unless the user says: in the folder they share, under a name made
     of theirs, so that another comparison gets another file."""
     folder = shared_folder(run_dirs)
@@ -193,7 +212,7 @@ def compare_path(run_dirs: Sequence[PathLike], what: str = "accuracy") -> Path:
     name = re.sub(r"[^\w.=+-]", "_", text, flags=re.ASCII)[:LONGEST_FILE_NAME]
     if name != text or any("vs" in name for name in names):  # other runs could end up with the same
         name += "_" + hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()[:8]
-    return folder / f"compare_{name}{'_loss' * (what == 'loss')}.png"
+    return folder / f"compare_{name}{'_loss' * loss}.png"
 
 
 def seeds_path(run_dirs: Sequence[PathLike]) -> Path:

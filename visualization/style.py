@@ -22,7 +22,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import FancyArrowPatch
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from utils.records import PathLike, write_atomically
 from utils.registry import INFLUENCE
@@ -225,12 +225,6 @@ def round_ticks(axes: Axes, most: int = 6, whole: bool = True) -> None:
         axes.set_xlim(x[0] - 1, x[0] + 1)
 
 
-def accuracy_scale(axes: Axes) -> None:
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -0.01), min(high, 1.01))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-
-
 def power_ticks(axis: Axis, label: str, unit: str = "") -> None:
     """Label ``axis`` and take a power of ten out of its ticks into the label; call it once limits stand."""
     largest = max(map(abs, axis.get_view_interval()))
@@ -296,8 +290,8 @@ def graph_edges(topology: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 def place_workers(mode: str, workers: int, pairs_E2: np.ndarray) -> tuple[np.ndarray, bool]:
     """Position of each worker (float [N, 2]), and whether they lie on a torus of unit spacing.
 
-    A grid lies on a grid, a star around its hub, a random graph or one from a file as springs pull
-    it (Kamada and Kawai 1989; large ones Fruchterman and Reingold 1991), anything else on a circle,
+    A grid lies on a grid, a star around its hub, a random graph, one of near neighbours or one from a file as springs
+    pull it (Kamada and Kawai 1989; large ones Fruchterman and Reingold 1991), anything else on a circle,
     clockwise from the top.
     """
     angle_N = np.pi / 2 - 2 * np.pi * np.arange(workers) / max(workers, 1)
@@ -313,7 +307,7 @@ def place_workers(mode: str, workers: int, pairs_E2: np.ndarray) -> tuple[np.nda
         hub = int(np.bincount(pairs_E2.ravel()).argmax())
         angle = np.pi / 2 - 2 * np.pi * np.arange(workers - 1) / (workers - 1)
         return np.insert(np.stack([np.cos(angle), np.sin(angle)], 1), hub, 0.0, axis=0), False
-    if mode in ("random", "file", "grid") and workers > 2:
+    if mode in ("random", "nearest", "file", "grid") and workers > 2:
         import networkx
 
         graph = networkx.empty_graph(workers)
