@@ -11,7 +11,6 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
@@ -20,13 +19,15 @@ sys.path.insert(0, str(ROOT))  # 'python examples/speech/compare.py' finds the r
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import main as train_command  # noqa: E402
-import main_pruned  # noqa: E402
+from training.pruning import node_view, open_stage1  # noqa: E402
+from utils.args import parse  # noqa: E402
+from utils.pruning_args import PruningConfig  # noqa: E402
 from utils.records import read_confusion, read_json, read_labels, read_metrics, read_partition  # noqa: E402
 
 RESULTS = ROOT / "results" / "speech"
 SETTINGS = (
-    "--dataset_name audiofolder --sound_seconds 1.5 --model lstm_mean --batch_size 16 --lr 0.5 --epochs 8 --alpha 0.5 "
-    "--engine threads --no-plots --quiet"
+    "--dataset_name audiofolder --sound_seconds 1 --max_train 1000 --val_fraction 0.2 --model lstm_mean "
+    "--batch_size 16 --lr 0.5 --epochs 6 --alpha 0.5 --engine threads --no-plots --quiet"
 ).split()
 METHODS = {
     "centralized": "--protocol local --num_workers 1 --partition iid",
@@ -42,14 +43,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sounds", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--reuse", action="store_true", help="take what an interrupted comparison has finished")
     args, further = parser.parse_known_args()
     flags = [*SETTINGS, "--dataset_path", str(args.sounds.resolve()), "--results_dir", str(RESULTS), *further]
     accuracy = {name: [] for name in METHODS}
     for name, own in METHODS.items():
         for seed in args.seeds:
-            run_dir = train(flags, f"{slug(name)}_{seed}", seed, own)
+            run_dir = train(flags, f"{slug(name)}_{seed}", seed, own, args.reuse)
             accuracy[name].append(measured(run_dir, each=name == "local"))
-    owners = [helpers(flags, seed) for seed in args.seeds]
+    owners = [helpers(flags, seed, args.reuse) for seed in args.seeds]
     text = table(accuracy, [RESULTS / f"{slug('gossip on a ring')}_{s}" / "stage1" for s in args.seeds], owners)
     (RESULTS / "table.md").write_text(text)
     print(text)
@@ -62,18 +64,16 @@ def slug(name: str) -> str:
     return name.split()[0]
 
 
-def train(flags: list[str], name: str, seed: int, own: str = "") -> Path:
-    """main.py; returns the run directory."""
-    command(train_command, *flags, "--overwrite", "--run_name", name, "--seed", str(seed), *own.split())
-    return RESULTS / name / "stage1"
-
-
-def command(script: ModuleType, *flags: str) -> None:
-    """One of the project's commands, as a user would type it, in this process: loading packages takes longer than the
-    training."""
-    print(f"python {script.__name__}.py {' '.join(flags)}", flush=True)
-    if code := script.main(list(flags)):
-        sys.exit(code)
+def train(flags: list[str], name: str, seed: int, own: str, reuse: bool) -> Path:
+    """main.py, as a user would type it, but in this process: loading packages takes longer than the training. Returns
+    the run directory. ``reuse``: take a finished run of this name."""
+    run_dir = RESULTS / name / "stage1"
+    if not (reuse and (run_dir / "summary.json").exists()):
+        argv = [*flags, "--overwrite", "--run_name", name, "--seed", str(seed), *own.split()]
+        print(f"python main.py {' '.join(argv)}", flush=True)
+        if code := train_command.main(argv):
+            sys.exit(code)
+    return run_dir
 
 
 def measured(run_dir: Path, each: bool) -> float:
@@ -82,21 +82,20 @@ def measured(run_dir: Path, each: bool) -> float:
     return float(np.mean(summary["worker_test_accuracy"]) if each else summary["test_accuracy"])
 
 
-def helpers(flags: list[str], seed: int) -> dict:
+def helpers(flags: list[str], seed: int, reuse: bool) -> dict:
     """What each owner's clips did to the gossip run's validation loss: the sums that ``cascade`` predicts, and what
     happens when those of the owner that helps least and most are left out."""
     name = f"{slug('gossip on a ring')}_{seed}"
     run_dir = RESULTS / name / "stage1"
-    command(main_pruned, *flags, "--run_name", name, "--seed", str(seed), "--pruning_algorithm", "cascade",
-            "--train_ratio", "0.9", "--no-control", "--overwrite")  # fmt: skip
-    influence_N = np.array(read_json(RESULTS / name / "node_view_cascade.json")["worker_influence"])
+    argv = [*flags, "--run_name", name, "--seed", str(seed), "--pruning_algorithm", "cascade"]
+    influence_N = np.array(read_json(node_view(open_stage1(parse(PruningConfig, argv)), "cascade"))["worker_influence"])
     shards, before = read_partition(run_dir), loss_of_nodes(run_dir)
     labels_n, languages = read_labels(run_dir)
     changes = {}
     for k in (int(influence_N.argmin()), int(influence_N.argmax())):
         file = RESULTS / f"owner_{seed}_{k}.txt"
         file.write_text("\n".join(map(str, shards[k].tolist())))
-        without = train(flags, f"without_{seed}_{k}", seed, f"--drop_samples {file}")
+        without = train(flags, f"without_{seed}_{k}", seed, f"--drop_samples {file}", reuse)
         changes[k] = loss_of_nodes(without) - before, measured(without, False) - measured(run_dir, False)
     mixes = [np.bincount(labels_n[shard], minlength=len(languages)) for shard in shards]
     return {"seed": seed, "influence": influence_N, "clips": mixes, "languages": languages, "changes": changes}
