@@ -21,19 +21,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import main as train_command  # noqa: E402
 from training.pruning import node_view, open_stage1  # noqa: E402
 from utils.args import parse  # noqa: E402
+from utils.errors import UsageError, refusal  # noqa: E402
 from utils.pruning_args import PruningConfig  # noqa: E402
 from utils.records import read_confusion, read_json, read_labels, read_metrics, read_partition  # noqa: E402
 
 RESULTS = ROOT / "results" / "speech"
 SETTINGS = (
     "--dataset_name audiofolder --sound_seconds 1 --max_train 1000 --val_fraction 0.2 --model lstm_mean "
-    "--batch_size 16 --lr 0.5 --epochs 6 --alpha 0.5 --engine threads --no-plots --quiet"
+    "--batch_size 16 --lr 0.5 --epochs 6 --engine threads --no-plots --quiet"
 ).split()
+GOSSIP = "gossip on a ring"
 METHODS = {
     "centralized": "--protocol local --num_workers 1 --partition iid",
-    "gossip on a ring": "--protocol gossip --mode ring",
-    "fedavg": "--protocol fedavg",
-    "local": "--protocol local",
+    GOSSIP: "--protocol gossip --mode ring --alpha 0.5",
+    "fedavg": "--protocol fedavg --alpha 0.5",
+    "local": "--protocol local --alpha 0.5",
 }
 SAME_VOICE = ("english", "spanish")
 
@@ -52,7 +54,7 @@ def main() -> int:
             run_dir = train(flags, f"{slug(name)}_{seed}", seed, own, args.reuse)
             accuracy[name].append(measured(run_dir, each=name == "local"))
     owners = [helpers(flags, seed, args.reuse) for seed in args.seeds]
-    text = table(accuracy, [RESULTS / f"{slug('gossip on a ring')}_{s}" / "stage1" for s in args.seeds], owners)
+    text = table(accuracy, [RESULTS / f"{slug(GOSSIP)}_{s}" / "stage1" for s in args.seeds], owners)
     (RESULTS / "table.md").write_text(text)
     print(text)
     print(f"the picture: {draw(accuracy, owners, RESULTS / 'speech.png')}")
@@ -85,9 +87,9 @@ def measured(run_dir: Path, each: bool) -> float:
 def helpers(flags: list[str], seed: int, reuse: bool) -> dict:
     """What each owner's clips did to the gossip run's validation loss: the sums that ``cascade`` predicts, and what
     happens when those of the owner that helps least and most are left out."""
-    name = f"{slug('gossip on a ring')}_{seed}"
+    name, gossip = f"{slug(GOSSIP)}_{seed}", METHODS[GOSSIP].split()
     run_dir = RESULTS / name / "stage1"
-    argv = [*flags, "--run_name", name, "--seed", str(seed), "--pruning_algorithm", "cascade"]
+    argv = [*flags, *gossip, "--run_name", name, "--seed", str(seed), "--pruning_algorithm", "cascade"]
     influence_N = np.array(read_json(node_view(open_stage1(parse(PruningConfig, argv)), "cascade"))["worker_influence"])
     shards, before = read_partition(run_dir), loss_of_nodes(run_dir)
     labels_n, languages = read_labels(run_dir)
@@ -95,7 +97,7 @@ def helpers(flags: list[str], seed: int, reuse: bool) -> dict:
     for k in (int(influence_N.argmin()), int(influence_N.argmax())):
         file = RESULTS / f"owner_{seed}_{k}.txt"
         file.write_text("\n".join(map(str, shards[k].tolist())))
-        without = train(flags, f"without_{seed}_{k}", seed, f"--drop_samples {file}", reuse)
+        without = train(flags, f"without_{seed}_{k}", seed, f"{METHODS[GOSSIP]} --drop_samples {file}", reuse)
         changes[k] = loss_of_nodes(without) - before, measured(without, False) - measured(run_dir, False)
     mixes = [np.bincount(labels_n[shard], minlength=len(languages)) for shard in shards]
     return {"seed": seed, "influence": influence_N, "clips": mixes, "languages": languages, "changes": changes}
@@ -172,4 +174,7 @@ def draw(accuracy: dict[str, list[float]], owners: list[dict], out: Path) -> Pat
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UsageError as error:
+        sys.exit(refusal(error))
