@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # 'python examples/speech/compare.py' finds the rooms
@@ -24,6 +26,7 @@ from utils.args import parse  # noqa: E402
 from utils.errors import UsageError, refusal  # noqa: E402
 from utils.pruning_args import PruningConfig  # noqa: E402
 from utils.records import read_confusion, read_json, read_labels, read_metrics, read_partition  # noqa: E402
+from visualization.style import BLUE, GREY, RED, category, save, style  # noqa: E402
 
 RESULTS = ROOT / "results" / "speech"
 SETTINGS = (
@@ -33,7 +36,7 @@ SETTINGS = (
 GOSSIP = "gossip on a ring"
 METHODS = {
     "centralized": "--protocol local --num_workers 1 --partition iid",
-    GOSSIP: "--protocol gossip --mode ring --alpha 0.5",
+    GOSSIP: "--protocol gossip --mode ring --alpha 0.5 --engine vmap",
     "fedavg": "--protocol fedavg --alpha 0.5",
     "local": "--protocol local --alpha 0.5",
 }
@@ -46,6 +49,7 @@ def main() -> int:
     parser.add_argument("sounds", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--reuse", action="store_true", help="take what an interrupted comparison has finished")
+    parser.add_argument("--scored", type=int, default=1, help="seeds whose owners are scored: it takes the longest")
     args, further = parser.parse_known_args()
     flags = [*SETTINGS, "--dataset_path", str(args.sounds.resolve()), "--results_dir", str(RESULTS), *further]
     accuracy = {name: [] for name in METHODS}
@@ -53,7 +57,7 @@ def main() -> int:
         for seed in args.seeds:
             run_dir = train(flags, f"{slug(name)}_{seed}", seed, own, args.reuse)
             accuracy[name].append(measured(run_dir, each=name == "local"))
-    owners = [helpers(flags, seed, args.reuse) for seed in args.seeds]
+    owners = [helpers(flags, seed, args.reuse) for seed in args.seeds[: args.scored]]
     text = table(accuracy, [RESULTS / f"{slug(GOSSIP)}_{s}" / "stage1" for s in args.seeds], owners)
     (RESULTS / "table.md").write_text(text)
     print(text)
@@ -124,10 +128,13 @@ def table(accuracy: dict[str, list[float]], gossip: list[Path], owners: list[dic
         "",
         f"Gossip, clips in {' and '.join(SAME_VOICE)} (one voice): {of_pair[:, pair].trace() / of_pair.sum():.3f} told "
         f"right, {(of_pair[0, pair[1]] + of_pair[1, pair[0]]) / of_pair.sum():.3f} taken for the other of the two.",
-        "",
-        "| seed | owner left out | clips | influence (predicted rise) | rise of the validation loss | test accuracy |",
-        "| --- | --- | --- | --- | --- | --- |",
     ]
+    if owners:
+        lines += [
+            "",
+            "| seed | owner left out | clips | influence: predicted rise | validation loss | test accuracy |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
     for one in owners:
         for what, (k, (loss, points)) in zip(("least", "most"), one["changes"].items(), strict=False):
             cells = f"{one['clips'][k].sum()} | {one['influence'][k]:+.3f} | {loss:+.3f} | {points:+.3f}"
@@ -136,14 +143,10 @@ def table(accuracy: dict[str, list[float]], gossip: list[Path], owners: list[dic
 
 
 def draw(accuracy: dict[str, list[float]], owners: list[dict], out: Path) -> Path:
-    """Accuracy by method, and for the first seed whose data help: influence and languages by owner."""
-    from matplotlib.figure import Figure
-
-    from visualization.style import BLUE, GREY, RED, category, save, style
-
+    """Accuracy by method, and for the first seed that is scored whose data help: languages and influence by owner."""
     with style():
-        figure = Figure(figsize=(10, 3.6))
-        left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1, 1))
+        figure = Figure(figsize=(10, 3.6) if owners else (5, 3.2))
+        left, *others = figure.subplots(1, 3, width_ratios=(1.1, 1, 1)) if owners else [figure.subplots()]
         for i, (name, values) in enumerate(accuracy.items()):
             left.barh(i, np.mean(values), color=BLUE, alpha=0.35)
             left.plot(values, [i] * len(values), "o", color=BLUE, markersize=5)
@@ -152,25 +155,30 @@ def draw(accuracy: dict[str, list[float]], owners: list[dict], out: Path) -> Pat
         left.text(0.21, -0.62, "chance", color="#555555", fontsize=8, va="center")
         left.set(title="Which language?", xlabel="test accuracy, 3 seeds" if len(values) == 3 else "test accuracy",
                  xlim=(0, 1), ylim=(len(accuracy) - 0.4, -0.8), yticks=[])  # fmt: skip
-        one = owners[0]
-        order = one["influence"].argsort()[::-1]
-        place = np.arange(len(order))
-        begin = np.zeros(len(order))
-        for c, language in enumerate(one["languages"]):
-            count = np.array([one["clips"][k][c] for k in order])
-            middle.barh(place, count, left=begin, color=category(c)["color"], label=language)
-            begin += count
-        middle.set(title=f"What owners have (seed {one['seed']})", xlabel="clips", ylabel="owner",
-                   yticks=place, yticklabels=[str(k) for k in order], xlim=(0, begin.max() * 1.05))  # fmt: skip
-        middle.invert_yaxis()
-        middle.legend(fontsize=7, loc="lower right", frameon=True, framealpha=0.9)
-        values = one["influence"][order]
-        right.barh(place, values, color=[BLUE if v > 0 else RED for v in values])
-        right.axvline(0, color="#666666", linewidth=0.8)
-        right.set(title="Whose data help (cascade)", xlabel="influence: helps where positive",
-                  yticks=place, yticklabels=[str(k) for k in order])  # fmt: skip
-        right.invert_yaxis()
+        if owners:
+            draw_owners(*others, owners[0])
         return save(figure, out)
+
+
+def draw_owners(middle: Axes, right: Axes, one: dict) -> None:
+    """The languages of each owner's clips, and what they did to the validation loss."""
+    order = one["influence"].argsort()[::-1]
+    place = np.arange(len(order))
+    begin = np.zeros(len(order))
+    for c, language in enumerate(one["languages"]):
+        count = np.array([one["clips"][k][c] for k in order])
+        middle.barh(place, count, left=begin, color=category(c)["color"], label=language)
+        begin += count
+    middle.set(title=f"What owners have (seed {one['seed']})", xlabel="clips", ylabel="owner",
+               yticks=place, yticklabels=[str(k) for k in order], xlim=(0, begin.max() * 1.05))  # fmt: skip
+    middle.invert_yaxis()
+    middle.legend(fontsize=7, loc="lower right", frameon=True, framealpha=0.9)
+    values = one["influence"][order]
+    right.barh(place, values, color=[BLUE if v > 0 else RED for v in values])
+    right.axvline(0, color="#666666", linewidth=0.8)
+    right.set(title="Whose data help (cascade)", xlabel="influence: helps where positive",
+              yticks=place, yticklabels=[str(k) for k in order])  # fmt: skip
+    right.invert_yaxis()
 
 
 if __name__ == "__main__":
