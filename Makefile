@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: demo test test-all test-federated lint federated clean
+.PHONY: demo example-speech test test-all test-federated lint federated clean
 
 $(VENV)/core: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,10 @@ $(VENV)/dev: $(VENV)/core requirements-dev.txt
 demo: $(VENV)/core  ## train 8 workers on the embedded digits, leave plots
 	$(RUN) main.py --run_name demo --overwrite
 	@echo "plots: results/demo/stage1/plots/"
+
+example-speech: $(VENV)/core  ## which language is spoken? Debian's telephone prompts, examples/speech
+	$(RUN) examples/speech/sounds.py results/speech/sounds
+	$(RUN) examples/speech/compare.py results/speech/sounds
 
 test: $(VENV)/dev  ## the fast tests, one process a core
 	$(RUN) -m pytest -n auto --dist worksteal

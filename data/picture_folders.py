@@ -10,6 +10,7 @@ import os
 import tempfile
 import urllib.request
 import zipfile
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 
@@ -27,28 +28,53 @@ TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 def imagefolder(path: Path, options: ReadOptions) -> Arrays:
     """Any pictures laid out as ``path``/train/<class>/* and ``path``/test/<class>/*, in subfolders too."""
+    train, test, names, others = labelled_files("imagefolder", path, find_pictures, "picture")
+    return _read_pictures("imagefolder", path, train, test, names, others, options)
+
+
+def labelled_files(
+    name: str, path: Path, find: Callable[[Path], tuple[list[str], list[str]]], what: str
+) -> tuple[list[tuple[str, int]], list[tuple[str, int]], tuple[str, ...], list[str]]:
+    """What lies in ``path``/train/<class> and ``path``/test/<class>: pairs (file, label) of both parts, the names of
+    the classes, and other files. ``find``: of a folder, the files that are a ``what`` and those that are none."""
     splits, others = [], []
     for part in ("train", "test"):
         if not (path / part).is_dir():
             raise UsageError(
-                f"imagefolder: no folder {path / part}; expected are pictures in {path}/train/<class>/ and "
+                f"{name}: no folder {path / part}; expected are {what}s in {path}/train/<class>/ and "
                 f"{path}/test/<class>/ (--dataset_path names the folder; there is nothing to download)"
             )
         folders, beside = _entries(path / part)
-        found = {folder.name: find_pictures(folder) for folder in folders}
-        splits.append({name: pictures for name, (pictures, _) in found.items()})
+        found = {folder.name: find(folder) for folder in folders}
+        splits.append({name: files for name, (files, _) in found.items()})
         others += beside + [file for _, rest in found.values() for file in rest]
     beside = [entry for part in _entries(path) for entry in map(str, part)]
     others += [entry for entry in beside if os.path.basename(entry) not in ("train", "test")]
     train, test = splits
     if not train:
-        raise UsageError(f"imagefolder: {path / 'train'} has no class folders; expected train/<class>/<picture>")
+        raise UsageError(f"{name}: {path / 'train'} has no class folders; expected train/<class>/<{what}>")
     if train.keys() != test.keys():
         odd = listed(sorted(train.keys() ^ test.keys()), most=10)
-        raise UsageError(f"imagefolder: these classes are not in both train and test of {path}: {odd}")
-    labelled = [[(file, label) for label, name in enumerate(train) for file in split[name]] for split in splits]
+        raise UsageError(f"{name}: these classes are not in both train and test of {path}: {odd}")
+    labelled = [[(file, label) for label, one in enumerate(train) for file in split[one]] for split in splits]
     names = tuple(map(displayable, train))
-    return _read_pictures("imagefolder", path, *labelled, names, others, options)
+    check_classes(name, *labelled, names, what)
+    return *labelled, names, others
+
+
+def check_classes(
+    name: str, train: list[tuple[str, int]], test: list[tuple[str, int]], class_names: tuple[str, ...], what: str
+) -> None:
+    """Raises UsageError where a class has no file in one of the parts."""
+    for part, pairs in (("train", train), ("test", test)):
+        without = set(range(len(class_names))) - {label for _, label in pairs}
+        if without:
+            raise UsageError(f"{name}: no {what}s of class {class_names[min(without)]!r} in its {part} folder")
+
+
+def names_of(pairs: list[tuple[str, int]], path: Path) -> tuple[str, ...]:
+    """Where each file lies, from the data set's folder on."""
+    return tuple(displayable(file.removeprefix(f"{path}{os.sep}")) for file, _ in pairs)
 
 
 def tinyimagenet(path: Path, options: ReadOptions) -> Arrays:
@@ -179,13 +205,9 @@ def _read_pictures(
 ) -> Arrays:
     """Decode (file, label) pairs; both parts get the same size and number of channels. ``path``: the data set's
     folder; ``others``: files that lie there too."""
-    for part, pairs in (("train", train), ("test", test)):
-        without = set(range(len(class_names))) - {label for _, label in pairs}
-        if without:
-            raise UsageError(f"{name}: no pictures of class {class_names[min(without)]!r} in its {part} folder")
+    check_classes(name, train, test, class_names, "picture")
     images_kCHW = decode_pictures([file for file, _ in train + test], options.image_size, options.progress)
     labels_k = torch.tensor([label for _, label in train + test])
     n = len(train)
-    named = tuple(displayable(file.removeprefix(f"{path}{os.sep}")) for file, _ in train)
     parts = images_kCHW[:n], labels_k[:n], images_kCHW[n:], labels_k[n:]
-    return Arrays(*parts, Classification(class_names), say_skipped(others), named)
+    return Arrays(*parts, Classification(class_names), say_skipped(others), names_of(train, path))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -64,24 +64,29 @@ def _identity(folder: Path | str) -> tuple[int, int]:
 
 def find_pictures(folder: Path | str) -> tuple[list[str], list[str]]:
     """The picture files in the folder and its subfolders, sorted by path, and the files that are none."""
+    return find_files(folder, picture_suffixes())
+
+
+def find_files(folder: Path | str, suffixes: Collection[str]) -> tuple[list[str], list[str]]:
+    """The files in the folder and its subfolders that end so, sorted by path, and the others."""
 
     def refuse(error: OSError) -> None:
         raise UsageError(f"cannot read the folder {displayable(error.filename)}: {error.strerror}") from error
 
-    pictures, others = [], []
+    wanted, others = [], []
     for file in sorted(files_under(folder, refuse)):
         # not a pipe or a device either: opening one may take forever
-        is_picture = os.path.splitext(file)[1].lower() in picture_suffixes() and os.path.isfile(file)
-        (pictures if is_picture else others).append(file)
-    return pictures, others
+        fits = os.path.splitext(file)[1].lower() in suffixes and os.path.isfile(file)
+        (wanted if fits else others).append(file)
+    return wanted, others
 
 
-def say_skipped(files: list[str]) -> tuple[str, ...]:
-    """A note on files that were left out; no note where there are none."""
+def say_skipped(files: list[str], kind: str = "picture") -> tuple[str, ...]:
+    """A note on files that were left out, since they are no ``kind``; no note where there are none."""
     names = [name for name in map(os.path.basename, files) if name.lower() not in SYSTEM_FILES]
     if not names:
         return ()
-    what = "file that is no readable picture" if len(names) == 1 else "files that are no readable pictures"
+    what = f"file that is no readable {kind}" if len(names) == 1 else f"files that are no readable {kind}s"
     return (f"{len(names):,} {what} of a class ({listed(names, most=2)})",)
 
 

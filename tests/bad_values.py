@@ -20,6 +20,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "image_size": (*COUNT, "3"),
     "history": COUNT,
     "horizon": COUNT,
+    "sound_seconds": NUMBER,
     "neighbors": COUNT,
     "node_datasize": (*COUNT, "1000000"),
     "val_fraction": ("0", "1", "-1", "nan", "some"),

@@ -21,6 +21,7 @@ IN_TABLE = {name for row in EFFECTS for name in row.flags}
 EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "history": [("--history 7", "--history 7 --dataset_name air")],
     "horizon": [("--horizon 2", "--horizon 2 --dataset_name timeseries")],
+    "sound_seconds": [("--sound_seconds 2", "--sound_seconds 2 --dataset_name audiofolder")],
     "neighbors": [("--neighbors 4", "--neighbors 4 --mode nearest")],
     "dataset_path": [("--dataset_path x", "--dataset_path x --dataset_name cifar10")],
     "download": [

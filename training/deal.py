@@ -73,6 +73,7 @@ def load(config: Config) -> Dataset:
         progress=not config.quiet,
         history=config.history,
         horizon=config.horizon,
+        seconds=config.sound_seconds,
     )
 
 

@@ -70,6 +70,7 @@ class Config:
     image_size: int | None = flag(None, "data", "resize images to N x N pixels (default: as they are)", check=PIXELS)
     history: int = flag(14, "data", "time series: steps that a sample shows", check=POSITIVE)
     horizon: int = flag(3, "data", "time series: steps ahead that are predicted", check=POSITIVE)
+    sound_seconds: float = flag(3.0, "data", "sound: seconds of a clip that are heard", check=POSITIVE)
     node_datasize: int | None = flag(
         None, "data", "with --nonIID: samples that each worker takes (default: an equal part of all)", check=POSITIVE
     )

@@ -67,10 +67,11 @@ EFFECTS: tuple[Effect, ...] = (
     Effect(("dataset_path",), lambda c: c.dataset_name not in ("digits", "air"), "{dataset_name} is at hand anyway"),
     Effect(
         ("download",),
-        lambda c: c.dataset_name not in ("digits", "air", "imagefolder", "timeseries"),
+        lambda c: c.dataset_name not in ("digits", "air", "imagefolder", "audiofolder", "timeseries"),
         "there is nothing to fetch for --dataset_name {dataset_name}",
     ),
     Effect(("history", "horizon"), _only("dataset_name", "air", "timeseries"), "it is about time series"),
+    Effect(("sound_seconds",), _only("dataset_name", "audiofolder"), "it is about sound"),
     Effect(
         ("dirichlet",),
         lambda c: c.partition in (None, "dirichlet") or not c.dirichlet,
