@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from data.arrays import Arrays, ReadOptions
 from data.classification import Classification
+from data.manifest import MANIFEST, read_manifest
 from data.pictures import decode_pictures, displayable, find_pictures, listed, say_skipped
 from utils.errors import UsageError
 
@@ -26,13 +27,16 @@ TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 
 def imagefolder(path: Path, options: ReadOptions) -> Arrays:
-    """Any pictures laid out as ``path``/train/<class>/* and ``path``/test/<class>/*, in subfolders too."""
+    """Any pictures laid out as ``path``/train/<class>/* and ``path``/test/<class>/*, in subfolders too; or as
+    ``path``/manifest.csv says, where there is one (:mod:`data.manifest`)."""
+    if os.path.lexists(path / MANIFEST):
+        return read_manifest(path, options)
     splits, others = [], []
     for part in ("train", "test"):
         if not (path / part).is_dir():
             raise UsageError(
                 f"imagefolder: no folder {path / part}; expected are pictures in {path}/train/<class>/ and "
-                f"{path}/test/<class>/ (--dataset_path names the folder; there is nothing to download)"
+                f"{path}/test/<class>/, or a {MANIFEST} (--dataset_path names the folder; there is nothing to download)"
             )
         folders, beside = _entries(path / part)
         found = {folder.name: find_pictures(folder) for folder in folders}
