@@ -65,7 +65,7 @@ EFFECTS: tuple[Effect, ...] = (
     Effect(("dataset_path",), lambda c: c.dataset_name not in ("digits", "air"), "{dataset_name} is at hand anyway"),
     Effect(
         ("download",),
-        lambda c: c.dataset_name not in ("digits", "air", "imagefolder", "timeseries"),
+        lambda c: c.dataset_name not in ("digits", "air", "elpv", "imagefolder", "timeseries"),
         "there is nothing to fetch for --dataset_name {dataset_name}",
     ),
     Effect(("history", "horizon"), _only("dataset_name", "air", "timeseries"), "it is about time series"),

@@ -22,6 +22,7 @@ DATASETS = {  # a reader (path, options) -> Arrays: data/dataset_loader.py
     "fashionmnist": "data.sources:fashionmnist",
     "kmnist": "data.sources:kmnist",
     "imagefolder": "data.picture_folders:imagefolder",
+    "elpv": "data.elpv:elpv",
     "air": "data.series:air",
     "timeseries": "data.series:timeseries",
 }
