@@ -122,13 +122,13 @@ def whole(tmp_path_factory):
 
 
 def test_resume_gives_the_same_bits_whatever_the_threads(tmp_path, whole, monkeypatch):
-    protocol = load_protocol("chained")
+    protocol = type(load_protocol("chained"))
     plan = protocol.plan
 
-    def killed(job, r):
+    def killed(self, job, r):
         if r == 5:
             raise KeyboardInterrupt
-        return plan(job, r)
+        return plan(self, job, r)
 
     with monkeypatch.context() as patch:  # after five rounds of nine
         patch.setattr(protocol, "plan", killed)

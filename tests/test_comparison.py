@@ -15,7 +15,7 @@ from test_pruned import stamps
 import main_pruned
 from training.comparison import verdict
 from utils.influence.statistics import paired_interval
-from utils.records import read_predictions
+from utils.records import ACCURACY, read_predictions
 
 HALF = ("--train_ratio", "0.5")
 
@@ -47,7 +47,7 @@ def test_the_interval_is_that_of_a_paired_t_test():
      ((0.01, -0.01, 0.03), "cannot be told from"), ((0.01, float("nan"), float("nan")), "cannot be told from")],
 )  # fmt: skip
 def test_the_verdict_follows_the_interval(interval, words):
-    text = verdict("dice", None, interval, "of the test samples")
+    text = verdict("dice", ACCURACY, None, interval, "of the test samples")
     assert text.startswith(f"dice {words} random pruning of the same size ({100 * interval[0]:+.1f} points")
     assert "nan" not in text
 

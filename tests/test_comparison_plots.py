@@ -7,7 +7,6 @@ import pytest
 from matplotlib.image import imread
 
 from tests.test_plots import assert_legible, make_run
-from utils.intervals import wilson_interval
 from utils.records import UsageError, read_metrics, write_json, write_predictions
 from visualization import plot_utils
 from visualization.checked import load_comparison
@@ -20,7 +19,7 @@ from visualization.comparison_plots import (
     plot_comparison,
     prunings,
 )
-from visualization.finals import Final, load_final
+from visualization.finals import Final, load_final, wilson_interval
 from visualization.style import BLUE, GREY, RED
 
 SAMPLES = 400  # of the test set

@@ -191,7 +191,7 @@ def test_each_training_sample_names_its_file_or_its_number(tmp_path, load, monke
     numbers = [int(source.removeprefix("load_digits ")) for source in digits.sources]
     assert load_digits().target[numbers].tolist() == digits.targets_n.tolist()
     images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
-    arrays = Arrays(images, torch.tensor([0, 1, 0, 1]), images[:2].clone(), torch.tensor([0, 1]), ("a", "b"))
+    arrays = Arrays(images, torch.tensor([0, 1, 0, 1]), images[:2].clone(), torch.tensor([0, 1]), Classification("ab"))
     monkeypatch.setitem(DATASETS, "svhn", lambda *_: arrays)
     assert load("svhn", tmp_path / "svhn").sources == ("train 0", "train 1", "train 2", "train 3")
 

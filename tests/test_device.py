@@ -148,14 +148,14 @@ def a_step(fleet: Fleet) -> None:
 
 def loss_that(looks: Callable[[Tensor], object]):
     """A step whose loss is also looked at."""
-    plain = Batch.loss
+    plain = Batch.mean
 
-    def loss(batch: Batch, logits_nBC: Tensor) -> Tensor:
-        loss_n = plain(batch, logits_nBC)
+    def mean(batch: Batch, losses_nB: Tensor) -> Tensor:
+        loss_n = plain(batch, losses_nB)
         looks(loss_n.detach())
         return loss_n
 
-    return mock.patch.object(Batch, "loss", loss)
+    return mock.patch.object(Batch, "mean", mean)
 
 
 def on_branches(fork: bool, join: bool):
@@ -239,14 +239,14 @@ def an_extra_step_of_one_row_in_the_second_matrix():
 
 
 def no_memory_for_a_timed_candidate():
-    plain = Engine.logits
+    plain = Engine.outputs
 
-    def logits(engine: Engine, *arguments, **options) -> Tensor:
+    def outputs(engine: Engine, *arguments, **options) -> Tensor:
         if engine.name == "vmap":
             raise torch.OutOfMemoryError("CUDA out of memory")
         return plain(engine, *arguments, **options)
 
-    with mock.patch.object(Engine, "logits", logits):
+    with mock.patch.object(Engine, "outputs", outputs):
         a_job("cuda", model="mlp", engine="measure")
 
 

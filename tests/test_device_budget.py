@@ -28,10 +28,10 @@ from workers.step_graph import GRAPHED_ROWS
 # A round waits once, for the losses of the round before it. What an evaluation launches still grows with the workers
 # (a forward pass each, their sum, their distances): it happens once an epoch.
 BUDGETS: dict[tuple[str, str, int], dict[str, tuple[int, int]]] = {
-    ("mlp", "vmap", 8): {"step": (0, 40), "gossip": (0, 1), "round": (1, 47), "evaluation": (2, 97)},
-    ("mlp", "vmap", 520): {"step": (0, 40), "gossip": (0, 48), "round": (1, 94), "evaluation": (2, 2657)},
-    ("mlp", "graph", 8): {"step": (0, 14), "gossip": (0, 1), "round": (1, 21), "evaluation": (2, 200)},
-    ("cnn", "graph", 8): {"step": (0, 14), "gossip": (0, 1), "round": (1, 21), "evaluation": (2, 254)},
+    ("mlp", "vmap", 8): {"step": (0, 40), "gossip": (0, 1), "round": (1, 47), "evaluation": (2, 100)},
+    ("mlp", "vmap", 520): {"step": (0, 40), "gossip": (0, 48), "round": (1, 94), "evaluation": (2, 2660)},
+    ("mlp", "graph", 8): {"step": (0, 14), "gossip": (0, 1), "round": (1, 21), "evaluation": (2, 203)},
+    ("cnn", "graph", 8): {"step": (0, 14), "gossip": (0, 1), "round": (1, 21), "evaluation": (2, 257)},
     ("mlp", "graph", 520): {"step": (0, 16), "gossip": (0, 48), "round": (1, 70), "evaluation": (2, 11000)},
     ("cnn", "graph", 520): {"step": (0, 16), "gossip": (0, 48), "round": (1, 70), "evaluation": (2, 15000)},
 }

@@ -205,7 +205,7 @@ def start_with_an_odd_rank(tmp_path, extra, patch=""):
     result = subprocess.run(
         [*TORCHRUN, "--nproc-per-node=2", str(script), *flags],
         env=ENVIRONMENT,
-        timeout=100,
+        timeout=600,
         capture_output=True,
         text=True,
     )

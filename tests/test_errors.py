@@ -293,6 +293,7 @@ def test_a_path_that_is_not_utf8_can_be_printed(command, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("training.run.train_seeds", lambda _: (done, []))
     monkeypatch.setattr("training.pruning.open_stage1", lambda _: stage1)
+    monkeypatch.setattr("training.pruning.check_ratios", lambda _: None)
     monkeypatch.setattr("training.comparison.prune", lambda *_, **__: record)
     flags = ["--pruning_algorithm", "noprune"] if command == "main_pruned" else []
     monkeypatch.setattr(sys, "argv", arguments(Path("caf\udce9"), *flags))

@@ -28,7 +28,7 @@ from federated.rounds import (
 )
 from federated.superlink import fenced
 from training.build import build
-from training.protocols import fedavg
+from training.protocols.fedavg import FedAvg
 from training.run import train_run
 from utils.errors import UsageError
 from utils.records import read_metrics, read_summary
@@ -52,7 +52,7 @@ def test_rounds_made_elsewhere_are_the_rounds_of_fedavg(flags):
     """To the bit: the rows, the losses, the messages and the samples, with unequal shards and momentum."""
     job = job_of(flags)
     here, there = job.make_fleet(), job.make_fleet()
-    expected, found = list(fedavg.run(here, job)), list(apart(job, flags).run(there, job))
+    expected, found = list(FedAvg().run(here, job)), list(apart(job, flags).run(there, job))
     assert torch.equal(here.rows_RD, there.rows_RD)
     assert len(expected) == len(found) >= 2
     for a, b in zip(expected, found, strict=True):
@@ -70,7 +70,7 @@ def test_a_deployment_goes_on_from_any_round():
     """Clients keep nothing, so the second half from a checkpointed row is the second half."""
     job = job_of("--num_workers 2 --epochs 3")
     whole, half = job.make_fleet(), job.make_fleet()
-    list(fedavg.run(whole, job))
+    list(FedAvg().run(whole, job))
     protocol = apart(job, "--num_workers 2 --epochs 3")
     next(protocol.run(half, job))
     resumed = job.make_fleet()

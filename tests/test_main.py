@@ -15,7 +15,7 @@ from command import arguments, metrics, refused, same_tensors, summary, train
 
 import main
 import networks
-import training.build
+import training.execution
 from data.batches import Samples
 from data.dataset_loader import load_dataset
 from utils import args, registry
@@ -236,7 +236,7 @@ def test_replay_takes_the_recorded_execution(finished, tmp_path, monkeypatch):
     def choose(model, samples, batches, engine, *rest):
         return measured(model, samples, batches, other if engine == "auto" else engine, *rest)
 
-    monkeypatch.setattr(training.build, "choose_execution", choose)
+    monkeypatch.setattr(training.execution, "choose_execution", choose)
     assert (
         main.main(["--config", str(run_dir / "config.json"), "--results_dir", str(tmp_path), "--run_name", "again"])
         == 0

@@ -253,6 +253,7 @@ def test_save_and_load_round_trip(saved):
     assert torch.equal(torch.get_rng_state(), before)
     with safetensors.safe_open(path, framework="pt") as file:
         said = json.loads(file.metadata()["network"])
+    assert len(said.pop("digest")) == 64
     assert said == {"model": "shufflenet", "num_outputs": 5, "input_shape": [3, 16, 16], "seed": 7}
     again = path.with_name("again.safetensors")
     save_model(dict(reversed(model.state_dict().items())), again, dict(reversed(said.items())))

@@ -168,8 +168,9 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
     that train together do not agree.
     """
     dealt = deal(config)
-    dataset, shards = dealt.dataset, kept_shards(config, dealt, kept_ids)
+    dataset = dealt.dataset
     check_replay(config, dataset.fingerprint)
+    shards = kept_shards(config, dealt, kept_ids)
     if config.finetune and dataset.task.kind != "classification":
         raise UsageError("--finetune measures each worker on its own class mix: it needs samples of one class each.")
     identity = identity_of(config, dataset.fingerprint, shards)

@@ -234,17 +234,13 @@ class RecordedRun:
             ids_m = send(ids_m, self.fleet.device)
             parts = self.fleet.engine.map(of_piece, ids_m.split(piece_size(samples)))
             features_mF, outputs_mC = (torch.cat(part) for part in zip(*parts, strict=True))
-            return features_mF, outputs_mC.double(), samples.targets_n[ids_m]
+            return features_mF, outputs_mC, samples.targets_n[ids_m]
 
         (train_mF, train_mC, targets_m), (val_vF, val_vC, targets_v) = of(self.job.train_ids), of(self.job.val_ids)
         hook.remove()
-        return LastLayer(
-            head(model),
-            train_mF,
-            targets_m,
-            val_vF,
-            targets_v,
-            task.residuals(train_mC, targets_m),
-            task.residuals(val_vC, targets_v),
-            task.curvatures(train_mC, targets_m),
-        )
+        layer = LastLayer(head(model), train_mF, targets_m, val_vF, targets_v, task.curvatures(train_mC.double(), targets_m))
+        if layer.train_curvatures is not None:
+            layer.train_residuals, layer.val_residuals = (
+                task.residuals(train_mC.double(), targets_m), task.residuals(val_vC.double(), targets_v)
+            )  # fmt: skip
+        return layer

@@ -267,7 +267,7 @@ def read_predictions(run_dir: PathLike) -> tuple[np.ndarray, np.ndarray]:
     path = Path(run_dir, "predictions.npz")
     arrays = _read_npz(path)
     targets_m, predicted_m = (arrays.get(name, np.array("")) for name in ("targets", "predicted"))
-    numbers = all(array.ndim > 0 and array.dtype.kind in "iuf" for array in (targets_m, predicted_m))
+    numbers = all(array.ndim > 0 and array.dtype.kind in "iufb" for array in (targets_m, predicted_m))
     if not numbers or len(targets_m) != len(predicted_m):
         raise _damaged(path, "it must hold the numbers 'targets' and 'predicted', of the same length")
     return targets_m, predicted_m

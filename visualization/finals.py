@@ -5,6 +5,7 @@ Legend: S seeds, R rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from utils.intervals import wilson_interval
 from utils.records import PathLike
 from visualization.checked import load_right, load_summary
 from visualization.style import plain
 
 LONGEST_ROW_NAME = 34
+NORMAL_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,15 @@ def load_final(run_dirs: Sequence[PathLike], what: str = "accuracy") -> Final:
     values = [load_summary(p)[f"test_{what}"] if there else None for p, there in zip(run_dirs, finished, strict=True)]
     counts = load_right(run_dirs[0]) if len(run_dirs) == 1 and finished[0] and what == "accuracy" else None
     return Final(np.array(values, dtype=float), counts and wilson_interval(*counts))
+
+
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """The ends of the 95 % interval of a share, ``right`` of ``count`` (Wilson 1927): inside [0, 1] and of sensible
+    width also near its ends. Of test samples it covers the choice of the samples, not that of the seed."""
+    share, z2 = right / count, NORMAL_95**2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = NORMAL_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def bars_say(finals: Sequence[Final]) -> str:
