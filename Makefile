@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: demo example-speech test test-all test-federated lint federated clean
+.PHONY: demo example-air example-defects example-speech test test-all test-federated lint federated clean
 
 $(VENV)/core: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,13 @@ demo: $(VENV)/core  ## train 8 workers on the embedded digits, leave plots
 example-speech: $(VENV)/core  ## which language is spoken? Debian's telephone prompts, examples/speech
 	$(RUN) examples/speech/sounds.py results/speech/sounds
 	$(RUN) examples/speech/compare.py results/speech/sounds
+
+$(VENV)/elpv: $(VENV)/core
+	$(VENV)/bin/pip install --quiet elpv-dataset==1.0.0.post1 -c constraints.txt
+	@touch $@
+
+example-defects: $(VENV)/elpv  ## defective solar cells (91 MB, CC BY-NC-SA 4.0); minutes (examples/defects/)
+	$(RUN) examples/defects/compare.py
 
 test: $(VENV)/dev  ## the fast tests, one process a core
 	$(RUN) -m pytest -n auto --dist worksteal

@@ -51,6 +51,7 @@ class Arrays:
     owners: Owners | None = None
     order_n: Tensor | None = None  # int64: when each train sample was, where validation has to come later than training
     gap: int = 0  # samples closer than this in ``order_n`` share data
+    notes: tuple[str, ...] = ()  # what else a run should say at its start
 
     @property
     def pictures(self) -> bool:

@@ -21,7 +21,7 @@ from utils.digest import digest_json
 from utils.errors import UsageError
 from utils.files import replaced
 
-CACHE_VERSION = "4"  # raise it when a reader gives other samples or another order, or the cache holds something else
+CACHE_VERSION = "5"  # raise it when a reader gives other samples or another order, or the cache holds something else
 TENSORS = ("inputs_n", "targets_n", "test_inputs_m", "test_targets_m")
 
 
@@ -70,6 +70,7 @@ def read_cache(file: Path, files: str) -> tuple[Arrays, dict[str, Any]] | None:
             owners,
             tensors.get("order_n"),
             notes["gap"],
+            tuple(notes["notes"]),
         )
         return arrays, notes["fingerprint"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -92,6 +93,7 @@ def write_cache(file: Path, arrays: Arrays, fingerprint: dict[str, Any], files: 
             "sources": arrays.sources,
             "owners": owners and owners.names,
             "gap": arrays.gap,
+            "notes": arrays.notes,
             "fingerprint": fingerprint,
         }
     )

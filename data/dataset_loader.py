@@ -8,6 +8,7 @@ Legend: n train samples, m test samples, C channels, H height, W width.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from utils.random import hash64
 from utils.registry import DATASETS, load
 
 EMBEDDED = {"air": Path(__file__).parent.parent / "examples" / "air"}  # what the project's folder brings along
+PACKAGED = {"elpv": ("elpv_dataset", "data")}  # an installed package, and the folder in it
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,7 +52,8 @@ def load_dataset(
     cache_dir: str | os.PathLike | None = None,
     **asked: Any,
 ) -> Dataset:
-    """The data set ``name`` from the folder ``path`` (default ./datasets/<name>; embedded ones need none).
+    """The data set ``name`` from the folder ``path`` (default ./datasets/<name>; what is embedded or a package needs
+    none).
 
     ``asked``: what :class:`ReadOptions` holds (image_size, download, progress, ...).
     cache_dir: where the decoded tensors are kept, by default decentralized-learning in $XDG_CACHE_HOME or
@@ -60,7 +63,7 @@ def load_dataset(
     reader = load(DATASETS, name, "data set")
     if options.image_size is not None and options.image_size < 1:
         raise UsageError(f"--image_size must be at least 1 pixel, not {options.image_size}")
-    path = Path(os.path.abspath(os.path.expanduser(path or EMBEDDED.get(name, Path("datasets") / name))))
+    path = Path(os.path.abspath(os.path.expanduser(path or _usual_folder(name))))
     try:
         path.lstat()
     except ValueError as error:  # a zero byte, or half a character
@@ -86,6 +89,16 @@ def load_dataset(
     fingerprint = _fingerprint(arrays)
     write_cache(cache_file, arrays, fingerprint, digest_of_files(path) if options.download else files)
     return _dataset(name, arrays, fingerprint)
+
+
+def _usual_folder(name: str) -> Path:
+    """Where a data set lies unless somebody says otherwise."""
+    if name in PACKAGED:
+        package, folder = PACKAGED[name]
+        found = importlib.util.find_spec(package)  # imports nothing
+        if found is not None and found.submodule_search_locations:
+            return Path(found.submodule_search_locations[0]) / folder
+    return EMBEDDED.get(name, Path("datasets") / name)
 
 
 def data_differences(then: dict[str, Any], now: dict[str, Any]) -> str | None:

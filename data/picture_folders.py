@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data.arrays import Arrays, ReadOptions
 from data.classification import Classification
+from data.manifest import MANIFEST, read_manifest
 from data.pictures import decode_pictures, displayable, find_pictures, listed, say_skipped
 from utils.errors import UsageError
 
@@ -27,7 +28,10 @@ TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 
 def imagefolder(path: Path, options: ReadOptions) -> Arrays:
-    """Any pictures laid out as ``path``/train/<class>/* and ``path``/test/<class>/*, in subfolders too."""
+    """Any pictures laid out as ``path``/train/<class>/* and ``path``/test/<class>/*, in subfolders too; or as
+    ``path``/manifest.csv says, where there is one (:mod:`data.manifest`)."""
+    if os.path.lexists(path / MANIFEST):
+        return read_manifest(path, options)
     train, test, names, others = labelled_files("imagefolder", path, find_pictures, "picture")
     return _read_pictures("imagefolder", path, train, test, names, others, options)
 
@@ -40,9 +44,10 @@ def labelled_files(
     splits, others = [], []
     for part in ("train", "test"):
         if not (path / part).is_dir():
+            listed_too = f", or a {MANIFEST}" if name == "imagefolder" else ""
             raise UsageError(
                 f"{name}: no folder {path / part}; expected are {what}s in {path}/train/<class>/ and "
-                f"{path}/test/<class>/ (--dataset_path names the folder; there is nothing to download)"
+                f"{path}/test/<class>/{listed_too} (--dataset_path names the folder; there is nothing to download)"
             )
         folders, beside = _entries(path / part)
         found = {folder.name: find(folder) for folder in folders}

@@ -1,6 +1,7 @@
 """Every network at every supported size; seeds; the cut at the head; double backward; files."""
 
 import json
+import re
 import urllib.error
 from pathlib import Path
 
@@ -360,6 +361,44 @@ def test_pretrained_loads_all_but_the_head_and_an_unlike_stem(hub, name, shape, 
             assert torch.equal(value, plain.state_dict()[key]), key
         else:
             assert (value == 2).all(), key
+
+
+@pytest.mark.parametrize(("shape", "fresh"), [((1, 32, 32), {"classifier", "features.conv0"}),
+                                              ((3, 96, 96), {"classifier"})])  # fmt: skip
+def test_pretrained_densenet_knows_the_old_names_in_torchvisions_file(hub, shape, fresh):
+    """The published file says 'denselayer1.norm.1.weight' and has no counters; modules say 'denselayer1.norm1'."""
+    published = torchvision.models.densenet121().state_dict()
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): torch.full_like(value, 2)
+        for key, value in published.items()
+        if not key.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.running_mean" in old and not set(old) <= set(published)
+    torch.save(old, _weights_file(hub, "densenet121"))
+    model = load_model("densenet121", 1000, shape, pretrained=True, seed=0)
+    plain = load_model("densenet121", 1000, shape, seed=0).state_dict()
+    for key, value in model.state_dict().items():
+        if key.rpartition(".")[0] in fresh or key.endswith("num_batches_tracked"):
+            assert torch.equal(value, plain[key]), key
+        else:
+            assert (value == 2).all(), key
+    odd = {key.replace("norm.1", "norm.3"): value for key, value in old.items()}
+    torch.save(odd, _weights_file(hub, "densenet121"))
+    with pytest.raises(UsageError, match="does not hold weights of densenet121"):
+        load_model("densenet121", 1000, shape, pretrained=True)
+
+
+def test_a_step_of_densenet_on_small_grey_pictures():
+    model, generator = load_model("densenet121", 2, (1, 32, 32), seed=0).train(), torch.Generator().manual_seed(0)
+    images, labels = torch.rand(4, 1, 32, 32, generator=generator), torch.arange(4) % 2
+    optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.01), []
+    for _ in range(2):
+        losses.append(nn.functional.cross_entropy(model(images), labels))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+    assert losses[1] < losses[0]
 
 
 def test_pretrained_weights_that_cannot_be_had(hub):

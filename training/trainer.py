@@ -285,4 +285,4 @@ def headline(job: Job, rounds: int) -> str:
         f"{config.protocol}{graph}, {rounds:,} rounds; {config.model} with {job.engine.layout.num_parameters:,} "
         f"parameters; {', '.join(filter(None, execution))}"
     ]
-    return "\n".join([*lines, *(f"left out: {note}" for note in data.skipped)])
+    return "\n".join([*lines, *(f"left out: {note}" for note in data.skipped), *data.notes])

@@ -67,7 +67,7 @@ EFFECTS: tuple[Effect, ...] = (
     Effect(("dataset_path",), lambda c: c.dataset_name not in ("digits", "air"), "{dataset_name} is at hand anyway"),
     Effect(
         ("download",),
-        lambda c: c.dataset_name not in ("digits", "air", "imagefolder", "audiofolder", "timeseries"),
+        lambda c: c.dataset_name not in ("digits", "air", "elpv", "imagefolder", "audiofolder", "timeseries"),
         "there is nothing to fetch for --dataset_name {dataset_name}",
     ),
     Effect(("history", "horizon"), _only("dataset_name", "air", "timeseries"), "it is about time series"),

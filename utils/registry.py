@@ -23,6 +23,7 @@ DATASETS = {  # a reader (path, options) -> Arrays: data/dataset_loader.py
     "kmnist": "data.sources:kmnist",
     "imagefolder": "data.picture_folders:imagefolder",
     "audiofolder": "data.sound:audiofolder",
+    "elpv": "data.elpv:elpv",
     "air": "data.series:air",
     "timeseries": "data.series:timeseries",
 }
