@@ -9,9 +9,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from command import load, same_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import main
+import main_pruned
 from data.arrays import ReadOptions
 from data.dataset_loader import load_dataset, validation_split
 from data.series import EARTH_KM, MOST_GAPS, windows
@@ -305,3 +308,53 @@ def test_damaged_air_is_one_line(tmp_path):
     (tmp_path / "pm10.csv.xz").write_bytes(b"no archive")
     with pytest.raises(UsageError, match="air: the files in .* are damaged"):
         load_dataset("air", tmp_path, cache_dir=tmp_path / "cache")
+
+
+# ---- whole runs --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flags(monkeypatch, tmp_path):
+    """A run of four sites on a plane, of which one has no training windows."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "sites"
+    folder.mkdir()
+    rng, days = np.random.default_rng(0), np.arange(160)
+    for k, name in enumerate("abcde"):
+        values = 20 + 5 * np.sin(days / 6 + k) + rng.normal(size=160)
+        first = 125 if name == "e" else 0
+        site(folder, name, ["day,pm", *(f"{np.datetime64('2003-01-01') + d},{values[d]:.2f}" for d in days[first:])])
+    site(folder, "positions", ["site,x,y", "a,0,0", "b,1,0", "c,3,0", "d,9,0", "e,4,4"])
+    return [
+        *"--dataset_name timeseries --history 5 --horizon 2 --model lstm --partition natural --mode nearest".split(),
+        *"--neighbors 1 --epochs 2 --batch_size 16 --no-plots --quiet --dataset_path".split(),
+        *(str(folder), "--results_dir", str(tmp_path / "r")),
+    ]
+
+
+def test_a_run_of_sites(flags, tmp_path, capsys):
+    """Natural partition, nearest neighbours, measures against persistence; a replay gives the same bits."""
+    assert main.main([*flags, "--run_name", "one"]) == 0
+    output = capsys.readouterr()
+    assert "test rmse of the consensus model" in output.out
+    assert "owners without training samples are left out: e" in output.err
+    run = tmp_path / "r" / "one" / "stage1"
+    config, summary, topology = (load(run / f"{name}.json") for name in ("config", "summary", "topology"))
+    assert config["owners"] == list("abcd") and config["config"]["num_workers"] == 4
+    assert topology["connected"] and topology["doubly_stochastic"]
+    (matrix,) = topology["matrices"]
+    links = {(i, j) for i, j in zip(matrix["receiver"], matrix["sender"], strict=True) if i < j}
+    assert links == {(0, 1), (1, 2), (2, 3)}
+    assert {"test_rmse", "test_mae", "test_skill"} <= set(summary) and "test_accuracy" not in summary
+    assert list(summary["test_rmse_by_output"]) == ["1 ahead", "2 ahead"]
+    assert main.main(["--config", str(run / "config.json"), "--run_name", "two"]) == 0
+    assert main.main([*flags, "--run_name", "three", "--num_workers", "3"]) == 0
+    assert same_tensors(run / "model.safetensors", tmp_path / "r" / "two" / "stage1" / "model.safetensors")
+    assert len(load(tmp_path / "r" / "three" / "stage1" / "config.json")["owners"]) == 3
+
+
+def test_an_audit_of_sites_over_seeds(flags, tmp_path, capsys):
+    audit = "--audit --audit_groups 4 --methods cascade if --pruning_algorithm cascade --train_ratio 0.8 --seeds 2"
+    assert main_pruned.main([*flags, "--run_name", "audit", *audit.split()]) == 0
+    output = capsys.readouterr().out
+    assert "LDS over 4 groups of 5%" in output and "in stage 1" in output and "rmse" in output
