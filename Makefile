@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: demo test test-all test-federated lint federated clean
+.PHONY: demo example-air test test-all test-federated lint federated clean
 
 $(VENV)/core: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,9 @@ $(VENV)/dev: $(VENV)/core requirements-dev.txt
 demo: $(VENV)/core  ## train 8 workers on the embedded digits, leave plots
 	$(RUN) main.py --run_name demo --overwrite
 	@echo "plots: results/demo/stage1/plots/"
+
+example-air: $(VENV)/core  ## PM10 at 69 stations: gossip, a server, each alone, all data in one place, and influence
+	$(RUN) examples/air/compare.py
 
 test: $(VENV)/dev  ## the fast tests, one process a core
 	$(RUN) -m pytest -n auto --dist worksteal

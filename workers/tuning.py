@@ -27,7 +27,7 @@ from workers.worker_vision import Fleet
 BATCHED_PARAMETERS, BATCHED_WORKERS = 150_000, 8
 # Recurrent networks have a fused kernel that vmap does not know. Processor time of a worker's step, kernel on threads
 # over plain operators batched (air, 14 steps, 64 units, 2 threads): LSTM at 32 samples 0.56 with 1 worker, 1.13 with 8,
-# 1.26 with 69; @64@at 128 samples 0.78 and 0.68. GRU at 32: 1.74 with 8, 2.6 with 69@gru128@.
+# 1.26 with 69; at 64 samples 1.06 with 8; at 128 0.78 with 8 and 0.68 with 69. GRU at 32: 1.74 with 8, 2.6 with 69.
 RECURRENT_BATCH = 64
 # A part of a batch must be worth handing to a thread: so many multiplications, and so many a weight, since each part
 # makes gradients of all weights, which have to be added.

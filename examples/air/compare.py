@@ -1,7 +1,7 @@
 """PM10 at 69 stations: gossip between stations against a server, each alone, all data in one place, and two forecasts
 that need no network.
 
-    python examples/air/compare.py                 3 seeds, a few minutes; a second call takes up what is there
+    python examples/air/compare.py                 3 seeds; a second call takes up what is there
 
 Figures are on the same windows of the last quarter of the years. 'Own' is each station's model on that station's
 windows; 'one model' is the one that a run leaves (the mean of the stations', or the server's) on all windows.
@@ -32,12 +32,12 @@ from utils.records import write_json
 from workers.evaluation import predictions
 
 COMMON = "--dataset_name air --model lstm --lr 0.1 --resume --quiet --no-plots".split()
-STATIONS = "--partition natural --batch_size 8 --epochs 1".split()
+STATIONS = "--partition natural --batch_size 8 --epochs 3".split()
 WAYS = {
     "gossip, 8 nearest": [*STATIONS, "--mode", "nearest", "--neighbors", "8"],
-    "fedavg, 3 rounds": [*STATIONS, "--protocol", "fedavg", "--epochs", "3"],  # a round is an epoch
+    "fedavg, 3 rounds": [*STATIONS, "--protocol", "fedavg"],  # a round is an epoch
     "local": [*STATIONS, "--protocol", "local"],
-    "centralized": "--protocol local --num_workers 1 --partition iid --batch_size 128 --epochs 1".split(),
+    "centralized": "--protocol local --num_workers 1 --partition iid --batch_size 128 --epochs 3".split(),
 }
 
 
