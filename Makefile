@@ -18,6 +18,9 @@ demo: $(VENV)/core  ## train 8 workers on the embedded digits, leave plots
 	$(RUN) main.py --run_name demo --overwrite
 	@echo "plots: results/demo/stage1/plots/"
 
+example-air: $(VENV)/core  ## PM10 at 69 stations: gossip, a server, each alone, all data in one place, and influence
+	$(RUN) examples/air/compare.py
+
 example-speech: $(VENV)/core  ## which language is spoken? Debian's telephone prompts, examples/speech
 	$(RUN) examples/speech/sounds.py results/speech/sounds
 	$(RUN) examples/speech/compare.py results/speech/sounds

@@ -29,11 +29,13 @@ class ReadOptions:
 @dataclass(frozen=True, eq=False)
 class Owners:
     """Who owns each train sample (a station, a speaker, an institution). ``positions_GX``: where owners are, in any
-    unit, so that straight distances say who is near (None: nobody knows)."""
+    unit, so that straight distances say who is near; ``test_owner_m``: who owns each test sample (None: nobody
+    knows)."""
 
     owner_n: Tensor  # int64, from 0
     names: tuple[str, ...]  # G
     positions_GX: Tensor | None = None  # float64
+    test_owner_m: Tensor | None = None  # int64
 
 
 @dataclass(frozen=True, eq=False)

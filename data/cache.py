@@ -61,7 +61,8 @@ def read_cache(file: Path, files: str) -> tuple[Arrays, dict[str, Any]] | None:
         notes = json.loads(metadata["notes"])
         owners = None
         if notes["owners"] is not None:
-            owners = Owners(tensors["owner_n"], tuple(notes["owners"]), tensors.get("positions_GX"))
+            further = (tensors.get(key) for key in ("positions_GX", "test_owner_m"))
+            owners = Owners(tensors["owner_n"], tuple(notes["owners"]), *further)
         arrays = Arrays(
             *(tensors[key] for key in TENSORS),
             task_of(notes["task"]),
@@ -100,7 +101,7 @@ def write_cache(file: Path, arrays: Arrays, fingerprint: dict[str, Any], files: 
     tensors = {key: getattr(arrays, key) for key in TENSORS}
     further = {"order_n": arrays.order_n}
     if owners is not None:
-        further |= {"owner_n": owners.owner_n, "positions_GX": owners.positions_GX}
+        further |= {key: getattr(owners, key) for key in ("owner_n", "positions_GX", "test_owner_m")}
     tensors |= {key: tensor for key, tensor in further.items() if isinstance(tensor, torch.Tensor)}
     metadata = {"files": files, "notes": notes, "digest": digest_json(notes)}
     try:

@@ -228,7 +228,8 @@ def _fingerprint(arrays: Arrays) -> dict[str, Any]:
     if task.kind != Classification.kind:  # what every data set has does not change older runs' digests
         fingerprint["task"] = digest_json(task.record())
     if owners is not None:
-        places = {} if owners.positions_GX is None else {"positions": owners.positions_GX}
+        places = {"positions": owners.positions_GX, "test_owners": owners.test_owner_m}
+        places = {key: value for key, value in places.items() if value is not None}
         fingerprint["owners"] = digest_json([owners.names, digest_tensors({"owners": owners.owner_n, **places})])
     if arrays.order_n is not None:
         fingerprint["order"] = digest_json([arrays.gap, digest_tensors({"order": arrays.order_n})])

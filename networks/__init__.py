@@ -258,7 +258,7 @@ def read_trained(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         metadata = {key: metadata.get(old) for key, old in older.items()} | metadata
         name, num_outputs = str(metadata["model"]), int(metadata["num_outputs"])
         input_shape = tuple(int(size) for size in metadata["input_shape"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} does not say which network it holds: save it with networks.save_model.") from error
 
     if "digest" in metadata and metadata["digest"] != _digest(state, metadata):  # older versions wrote none

@@ -27,6 +27,7 @@ from benchmarks.influence_probes import Case, ScoredRun, naive_dice
 from benchmarks.rule import main as rule_main
 from benchmarks.training import main
 from benchmarks.training_probes import Setting, bare_loop, build_model, fleet_rounds
+from networks import load_model
 from utils.influence.cascade import cascade
 from utils.influence.dice import dice
 from workers.tuning import rule
@@ -225,6 +226,19 @@ def test_the_rule_command(tmp_path, capsys):
 )
 def test_the_rule(model, workers, device, engine):
     assert rule(build_model(model), workers, device) == engine
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "batch_size", "engine"),
+    [
+        (8, "cpu", 32, "vmap"),
+        (7, "cpu", 32, "threads"),
+        (8, "cpu", 128, "threads"),  # PyTorch's fused kernel
+        (8, "cuda", 128, "vmap"),  # where the fused kernel is not used
+    ],
+)
+def test_the_rule_for_recurrent_networks(workers, device, batch_size, engine):
+    assert rule(load_model("lstm", 3, (14, 5), seed=0), workers, device, None, batch_size) == engine
 
 
 # ---- benchmarks.gpu, without one --------------------------------------------------------------------------------

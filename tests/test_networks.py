@@ -24,6 +24,7 @@ from networks import (
     save_model,
 )
 from networks.mlp import mlp
+from networks.recurrent import Recurrent
 from utils.errors import UsageError
 from utils.registry import NETWORKS
 from utils.torchvision_shim import torchvision
@@ -457,3 +458,42 @@ def test_a_weights_file_is_never_unpickled(hub):
 def test_bad_input(args, message):
     with pytest.raises(UsageError, match=message):
         load_model(*args)
+
+
+# Recurrent networks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("mean", [False, True])
+def test_the_fused_kernel_is_the_plain_operators(kind, layers, dtype, tolerance, mean):
+    """Outputs and gradients, with other parameters than the module's own, and padded steps."""
+    torch.manual_seed(0)
+    model = Recurrent(3, 5, kind, hidden=16, layers=layers, mean=mean).to(dtype)
+    parameters = {name: p.detach() + 0.1 * torch.randn_like(p) for name, p in model.named_parameters()}
+    sequences = torch.randn(6, 9, 6, dtype=dtype)
+    sequences[..., -1] = 1
+    for b, length in enumerate([9, 9, 5, 1, 7, 3]):
+        sequences[b, length:] = 0
+    found = {}
+    for fused in (True, False):
+        model.fused = fused
+        leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
+        outputs = functional_call(model, leaves, (sequences,))
+        found[fused] = [outputs, *torch.autograd.grad(outputs.sin().sum(), leaves.values())]
+    for one, other in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance * max(1.0, other.abs().max().item()))
+
+
+@pytest.mark.parametrize(("kind", "theirs"), [("lstm", nn.LSTM), ("gru", nn.GRU)])
+def test_recurrent_networks_are_pytorchs(kind, theirs):
+    """The same parameters in nn.LSTM and nn.GRU, over sequences of other lengths, give the same."""
+    torch.manual_seed(0)
+    model, reference = Recurrent(3, 5, kind, hidden=16, layers=2), theirs(5, 16, 2, batch_first=True)
+    reference.load_state_dict({name: p for name, p in model.state_dict().items() if not name.startswith("head")})
+    for length in (1, 4, 9):
+        sequence = torch.randn(1, length, 5)
+        padded = torch.zeros(1, 9, 6)
+        padded[:, :length] = torch.cat([sequence, torch.ones(1, length, 1)], 2)
+        torch.testing.assert_close(model(padded), model.head(reference(sequence)[0][:, -1]), rtol=0, atol=1e-6)

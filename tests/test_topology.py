@@ -380,3 +380,38 @@ def test_bad_arguments():
         build_topology("ring", 0)
     with pytest.raises(UsageError, match="--topology_file"):
         build_topology("file", 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 24), st.integers(1, 30), st.integers(1, 3), st.integers(0, 2**20), st.booleans())
+def test_nearest_links_the_nearest_and_everybody_in_the_end(N, neighbors, dimensions, seed, places_coincide):
+    rng = np.random.default_rng(seed)
+    shape = N, dimensions
+    positions_NX = rng.integers(0, 4, shape).astype(float) if places_coincide else rng.normal(size=shape)
+    positions_NX[: N // 2] += 100  # two clusters, that few neighbours leave apart
+    topology = build_topology("nearest", N, positions_NX=positions_NX, neighbors=neighbors)
+    weights_NN = topology.mixing(0).toarray()
+    np.testing.assert_array_equal(weights_NN, weights_NN.T)
+    assert topology.is_connected and topology.is_doubly_stochastic and not topology.directed
+    linked_NN = (weights_NN > 0) & ~np.eye(N, dtype=bool)
+    degree_N = linked_NN.sum(1)
+    for i, j in topology.edges():
+        assert weights_NN[i, j] == pytest.approx(1 / (1 + max(degree_N[i], degree_N[j])))
+    distance_NN = np.linalg.norm(positions_NX[:, None] - positions_NX[None], axis=2)
+    for i in range(N):
+        others = np.delete(np.arange(N), i)
+        reach = np.sort(distance_NN[i, others])[: min(neighbors, N - 1)]
+        assert degree_N[i] >= len(reach)
+        closer = [j for j in others if len(reach) and distance_NN[i, j] < reach[-1]]
+        assert linked_NN[i, closer].all()  # whoever is as far as the last may be linked or not
+
+
+def test_parts_are_joined_by_the_shortest_link():
+    positions_NX = np.array([[0.0], [1.0], [2.0], [10.0], [11.0], [12.0], [30.0], [31.0]])
+    edges = build_topology("nearest", 8, positions_NX=positions_NX, neighbors=1).edges()
+    assert {(2, 3), (5, 6)} <= set(edges) and len(edges) == 7  # a tree: each is linked to its nearest, and three parts
+
+
+def test_nearest_without_places_says_what_it_needs():
+    with pytest.raises(UsageError, match="--mode nearest needs data that know where .* and --partition natural"):
+        build_topology("nearest", 4)

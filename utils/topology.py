@@ -23,6 +23,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import ArpackNoConvergence, eigs
+from scipy.spatial.distance import cdist
 
 from utils.errors import UsageError
 from utils.random import numpy_rng
@@ -254,7 +255,7 @@ def nearest(
             "--mode nearest needs data that know where their owners are, and --partition natural (air does; for "
             "timeseries give positions.csv)."
         )
-    distance_NN = np.linalg.norm(positions_NX[:, None] - positions_NX[None], axis=2)
+    distance_NN = cdist(positions_NX, positions_NX)
     np.fill_diagonal(distance_NN, np.inf)
     count = min(neighbors, num_workers - 1)
     near_Nk = np.argsort(distance_NN, axis=1, kind="stable")[:, :count]

@@ -25,6 +25,10 @@ from workers.worker_vision import Fleet
 # Linear layers of all workers as one batched product: measured on MLPs of 5 thousand to 2 million parameters and
 # 1 to 64 workers, two threads. With 8 workers 2.5 x one by one at 5 thousand, 1.25 x at 100 thousand, 0.8 x at 200.
 BATCHED_PARAMETERS, BATCHED_WORKERS = 150_000, 8
+# Recurrent networks have a fused kernel that vmap does not know. Processor time of a worker's step, kernel on threads
+# over plain operators batched (air, 14 steps, 64 units, 2 threads): LSTM at 32 samples 0.56 with 1 worker, 1.13 with 8,
+# 1.26 with 69; at 64 samples 1.06 with 8; at 128 0.78 with 8 and 0.68 with 69. GRU at 32: 1.74 with 8, 2.6 with 69.
+RECURRENT_BATCH = 64
 # A part of a batch must be worth handing to a thread: at least these multiplications in all, and for each weight,
 # since each part makes gradients of all weights, which have to be added.
 PART_PRODUCTS, PART_PRODUCTS_A_WEIGHT = 20_000_000, 64
@@ -58,21 +62,25 @@ def choose_execution(
         candidates = [(n, c) for n in names for c in layouts]
         name, layout = fastest(model, samples, batches, candidates, threads, device, autocast)
     else:
-        name = rule(model, workers, device.type, autocast) if engine == "auto" else engine
+        batch_size = int(batches.sizes_N.max())
+        name = rule(model, workers, device.type, autocast, batch_size) if engine == "auto" else engine
     if name == "graph":
         check_recording(model, samples, batches, layout, device, autocast)
     return name, layout
 
 
-def rule(model: nn.Module, workers: int, device_type: str, autocast: torch.dtype | None = None) -> str:
-    """The engine for this number of workers with this network: many small linear networks are batched; other steps are
-    recorded as a graph on a GPU, and spread over threads elsewhere (batched convolutions become grouped ones:
-    half as fast on a CPU)."""
+def rule(
+    model: nn.Module, workers: int, device_type: str, autocast: torch.dtype | None = None, batch_size: int = 1
+) -> str:
+    """The engine for this number of workers with this network: many small linear networks are batched, recurrent ones where
+    batches are small; other steps are recorded as a graph on a GPU, and spread over threads elsewhere (batched
+    convolutions become grouped ones: half as fast on a CPU)."""
     only_linear = all(p.dim() <= 2 for p in model.parameters()) and not any(
         b.is_floating_point() for b in model.buffers()
     )
     small = sum(p.numel() for p in model.parameters()) <= BATCHED_PARAMETERS
-    if only_linear and small and workers >= BATCHED_WORKERS and autocast is None:
+    kernel = device_type == "cpu" and batch_size > RECURRENT_BATCH and any(hasattr(m, "fused") for m in model.modules())
+    if only_linear and small and workers >= BATCHED_WORKERS and autocast is None and not kernel:
         return "vmap"
     return "graph" if device_type == "cuda" else "threads"
 
