@@ -73,8 +73,8 @@ def rule(
     model: nn.Module, workers: int, device_type: str, autocast: torch.dtype | None = None, batch_size: int = 1
 ) -> str:
     """The engine for this number of workers with this network: many small linear networks are batched, recurrent
-    ones where batches are small; other steps are recorded as a graph on a GPU, and spread over threads elsewhere (batched
-    convolutions become grouped ones: half as fast on a CPU)."""
+    ones where batches are small; other steps are recorded as a graph on a GPU, and spread over threads elsewhere
+    (batched convolutions become grouped ones: half as fast on a CPU)."""
     only_linear = all(p.dim() <= 2 for p in model.parameters()) and not any(
         b.is_floating_point() for b in model.buffers()
     )

@@ -1,0 +1,53 @@
+"""The commands of the README and of the examples, as a user types them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import warnings
+from pathlib import Path
+
+import pytest
+
+import main
+import main_pruned
+from tests.test_architecture import ROOT
+from utils.args import Config, parse
+from utils.pruning_args import PruningConfig
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*/README.md")), *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"python main(?:_pruned)?\.py(?: [^`#|\n]+(?:\\\n[^`#|\n]+)*)?")
+TYPED = sorted({" ".join(found.replace("\\", " ").split()) for page in PAGES for found in COMMAND.findall(page.read_text())})
+PLACEHOLDERS = re.compile(r"\b(NAME|PICTURES|SERIES|SOUND|CIFAR|FASHION|HOST|FILE|FOLDER)\b")
+# What a user's folder holds, or a recorded run: these flags name something that is not here.
+ELSEWHERE = ("--config", "--resume", "--stage1_dir")
+
+
+def test_the_readme_has_commands():
+    assert len(TYPED) >= 15
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_every_command_is_understood_and_every_flag_counts(typed):
+    program, *words = shlex.split(typed)[1:]
+    if "..." in words or "--help" in words or "--config" in words:
+        pytest.skip("stands for flags of the user's own, or names a run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parse(PruningConfig if program == "main_pruned.py" else Config, words, "")
+
+
+NOT_HERE = ("dataset_name", "...", *ELSEWHERE)
+ON_DIGITS = [t for t in TYPED if not PLACEHOLDERS.search(t) and not any(word in t for word in NOT_HERE)]
+SHORTER = ("--epochs", "0.5", "--max_train", "300", "--min_shard", "2", "--no-plots", "--quiet")
+FEWER = ("--audit_groups", "3", "--methods", "cascade", "random")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("typed", [t for t in ON_DIGITS if "--help" not in t])
+def test_commands_on_the_digits_run(typed, tmp_path: Path):
+    """Each with fewer epochs, samples and groups."""
+    program, *words = shlex.split(typed)[1:]
+    words += ["--results_dir", str(tmp_path), *SHORTER]
+    words += FEWER if "--audit" in words else FEWER[2:] if "--sweep" in words else ()
+    assert (main_pruned if program == "main_pruned.py" else main).main(words) == 0
