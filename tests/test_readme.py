@@ -17,7 +17,8 @@ from utils.pruning_args import PruningConfig
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*/README.md")), *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python main(?:_pruned)?\.py(?: [^`#|\n]+(?:\\\n[^`#|\n]+)*)?")
-TYPED = sorted({" ".join(found.replace("\\", " ").split()) for page in PAGES for found in COMMAND.findall(page.read_text())})
+FOUND = [found for page in PAGES for found in COMMAND.findall(page.read_text())]
+TYPED = sorted({" ".join(found.replace("\\", " ").split()) for found in FOUND})
 PLACEHOLDERS = re.compile(r"\b(NAME|PICTURES|SERIES|SOUND|CIFAR|FASHION|HOST|FILE|FOLDER)\b")
 # What a user's folder holds, or a recorded run: these flags name something that is not here.
 ELSEWHERE = ("--config", "--resume", "--stage1_dir")
