@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # 'python examples/speech/compare.py' finds the r
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import main as train_command  # noqa: E402
-from training.pruning import node_view, open_stage1  # noqa: E402
+from training.pruning import node_view, open_stage1, stage1_config  # noqa: E402
 from utils.args import parse  # noqa: E402
 from utils.errors import UsageError, refusal  # noqa: E402
 from utils.pruning_args import PruningConfig  # noqa: E402
@@ -94,7 +94,8 @@ def helpers(flags: list[str], seed: int, reuse: bool) -> dict:
     name, gossip = f"{slug(GOSSIP)}_{seed}", METHODS[GOSSIP].split()
     run_dir = RESULTS / name / "stage1"
     argv = [*flags, *gossip, "--run_name", name, "--seed", str(seed), "--pruning_algorithm", "cascade"]
-    influence_N = np.array(read_json(node_view(open_stage1(parse(PruningConfig, argv)), "cascade"))["worker_influence"])
+    stage1 = open_stage1(stage1_config(parse(PruningConfig, argv, __doc__)))
+    influence_N = np.array(read_json(node_view(stage1, "cascade"))["worker_influence"])
     shards, before = read_partition(run_dir), loss_of_nodes(run_dir)
     labels_n, languages = read_labels(run_dir)
     changes = {}
