@@ -17,6 +17,7 @@ from utils.records import PathLike
 from visualization.style import BLUE, LONGEST_LABEL, RED, plain, save, styled
 
 LONGEST_SOURCE = 20  # letters of a folder or file name in a cell
+LEAST_WIDTH = 8.0  # inches: what the headings say has to fit above few samples too
 FEWEST_BANDS = 16  # features from which on a sequence is drawn as an image: a spectrogram
 EACH = 16  # samples of a kind
 
@@ -69,7 +70,7 @@ def draw_contact_sheet(
     named = [_two_lines(sources[sample_ids_m[i]]) for i in np.concatenate(shown)] if sources else []
     caption = 0.155 * (2 + max(map(len, named), default=0)) + 0.08
     block = heading + -(-each // columns) * (cell + caption)
-    width, height = margin + columns * cell, 2 * block + margin
+    width, height = max(LEAST_WIDTH, margin + columns * cell), 2 * block + margin
     figure = Figure(figsize=(width, height), layout="none")
     by = f", {plain(method, LONGEST_LABEL)}" if method else ""
     for top, picked, title in zip((height, height - block), shown, ("Most helpful", "Most harmful"), strict=True):
