@@ -1,6 +1,9 @@
 """The fleet against plain PyTorch, engines against each other, gossip against the matrix product."""
 
 import copy
+import os
+import platform
+import resource
 from unittest import mock
 
 import numpy as np
@@ -15,6 +18,7 @@ from torch import nn
 from data.batches import PADDING, Batches
 from networks import load_model
 from tests.helpers import run_steps, shards_of, small_fleet, small_samples
+from tests.own_process import in_own_process
 from training import checkpoint
 from utils.errors import UsageError
 from utils.topology import build_topology
@@ -276,3 +280,18 @@ def test_a_replica_that_diverged_reaches_no_other(on_device):
     others = [*range(8), *range(16, 24)]
     torch.testing.assert_close(y_RD[others], expected_RD[others])
     assert not y_RD[8:16].isfinite().all()
+
+
+@in_own_process
+def test_freed_memory_is_used_again():
+    """A step that got its memory from the system anew would fault on each of its pages."""
+    if "MALLOC_TRIM_THRESHOLD_" in os.environ or platform.libc_ver()[0] != "glibc":
+        pytest.skip("the allocator is another, or told what to do")
+    fleet = small_fleet("mlp", lengths=(32,) * 256, batch_size=32, engine="vmap", dtype=torch.float32,
+                        samples=small_samples(n=32 * 256, dtype=torch.float32))  # fmt: skip
+    run_steps(fleet, 5)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    run_steps(fleet, 10, first=5)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    step_pages = fleet.rows_RD.numel() * 4 / resource.getpagesize()
+    assert faults < step_pages, f"{faults} page faults in 10 steps; the rows alone are {step_pages:.0f} pages"

@@ -72,6 +72,7 @@ class Engine:
     def __post_init__(self) -> None:
         if self.name not in ENGINES[2:]:
             raise UsageError(f"unknown engine '{self.name}'. Choose from: {', '.join(ENGINES)}.")
+        devices.keep_freed_memory()
         # Parameters are handed in at every call, so the modules need no memory of their own.
         self._template = without_counters(copy.deepcopy(self.model)).to("meta")
         self.workers_a_chunk = self.vmap_chunk if self.batched else 1
