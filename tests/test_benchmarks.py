@@ -140,7 +140,7 @@ def test_the_command(tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=800,
     )
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())

@@ -30,7 +30,7 @@ def finished(folder: Path) -> int:
     return sum(len(command.load(path)["values"]) for path in (folder / "run").glob("retrainings-*.json"))
 
 
-def wait_for(condition, seconds: float = 120) -> None:
+def wait_for(condition, seconds: float = 800) -> None:
     deadline = time.time() + seconds
     while not condition():
         assert time.time() < deadline
@@ -56,7 +56,7 @@ def test_a_killed_worker_is_replaced(tmp_path, undisturbed):
     process = start(tmp_path, "--cluster", "local:2")
     children = [p for p in descendants(process.pid) if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
     os.kill(children[-1], signal.SIGKILL)
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=800)
     assert process.returncode == 0, errors
     assert command.load(tmp_path / "run" / "audit.json") == undisturbed
 
@@ -76,7 +76,7 @@ def test_a_scheduler_that_goes_away_costs_nothing_that_had_ended(tmp_path, undis
     try:
         process = start(tmp_path, "--cluster", address)
         scheduler.kill()
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=800)
         [line] = [line for line in errors.splitlines() if line.startswith("error: ")]
         assert process.returncode == 2 and address in line and "Traceback" not in errors
     finally:

@@ -100,6 +100,7 @@ def test_a_run_without_predictions_is_compared_without_interval(copy):
     assert record["over_stage1"] is None and record["over_random"] is not None
 
 
+@pytest.mark.slow
 def test_over_seeds_it_is_the_t_interval_over_seeds(tmp_path, capsys):
     folder = prune(tmp_path, "--pruning_algorithm", "delete", *HALF, "--seeds", "3", "--plots")
     assert {"comparison.png", "comparison_delete_0.5.png"} <= {path.name for path in folder.glob("*.png")}

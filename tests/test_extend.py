@@ -179,7 +179,7 @@ def run(extended: Path, *words: str) -> str:
     """A command of the copy; what it printed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(extended / "cache")}
     done = subprocess.run(
-        [sys.executable, *words], cwd=extended, env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, *words], cwd=extended, env=environment, capture_output=True, text=True, timeout=800
     )
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr and "Traceback" not in done.stderr, done.stderr

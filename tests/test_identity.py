@@ -146,6 +146,7 @@ def test_the_final_state_of_another_seed_is_refused(tmp_path, capsys):
     assert "final checkpoint" in refused(capsys, main_pruned.main(arguments(tmp_path, "--pruning_algorithm", "if")))
 
 
+@pytest.mark.slow
 def test_delete_does_not_depend_on_the_files_that_are_there(tmp_path):
     """The steps that it looks at follow from the configuration; states that are missing are replayed."""
     words = ("--epochs", "40", "--pruning_algorithm", "delete", "--delete_checkpoints", "3")
@@ -269,13 +270,14 @@ def start(folder: Path, *flags: str) -> subprocess.Popen:
     words = [sys.executable, str(ROOT / "main.py"), *arguments(folder, *SLOW_RUN, *flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
+    deadline = time.time() + 800
     while not list(folder.glob("run/**/round-*.safetensors")):
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.02)
     return process
 
 
+@pytest.mark.slow
 def test_a_folder_is_one_process_own(tmp_path, capsys):
     process = start(tmp_path)
     try:
@@ -330,7 +332,7 @@ def test_processes_that_fight_for_a_lock(tmp_path):
     )
     words = [sys.executable, str(script), str(tmp_path)]
     processes = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    answers = [process.communicate(timeout=300) for process in processes]
+    answers = [process.communicate(timeout=800) for process in processes]
     assert answers == [("", "")] * 3
 
 
@@ -352,6 +354,7 @@ def test_an_audit_alone_prunes_nothing(tmp_path, capsys):
     assert sorted(p.name for p in run.glob("stage2_*")) == ["stage2_random_0.5", "stage2_random_0.9"]
 
 
+@pytest.mark.slow
 def test_sweeps_and_audits_of_several_seeds_are_summed_up(tmp_path, capsys):
     words = ("--seeds", "2", "--epochs", "1", "--methods", "random", "if", "--plots")
     run = prune(tmp_path, *words, "--sweep", "0.9", "0.5", "--audit", "--audit_groups", "3")

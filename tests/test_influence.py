@@ -231,7 +231,7 @@ def test_scores_are_reproducible_to_the_bit():
         assert torch.equal(first, second) and bool(first.abs().sum() > 0)
 
 
-@pytest.mark.parametrize(("limit", "allowed"), [(32, 32), (12, 18)])
+@pytest.mark.parametrize(("limit", "allowed"), [pytest.param(32, 32, marks=pytest.mark.slow), (12, 18)])
 def test_replay_needs_few_states_and_gives_the_same_scores(limit, allowed):
     job = digits_job(model="mlp_smooth", engine="vmap", epochs=120, max_train=200)
     run = recorded(job)
@@ -242,7 +242,7 @@ def test_replay_needs_few_states_and_gives_the_same_scores(limit, allowed):
     shape, alive, advance = run.fleet.rows_RD.shape, [], small._advance
 
     def counting():  # looking through all objects is slow: every few steps
-        if small._now % 5 == 0 or not alive:
+        if small._now % 10 == 0 or not alive:
             tensors = (o for o in gc.get_objects() if type(o) is torch.Tensor)
             alive.append(sum(t.shape == shape for t in tensors))
         advance()

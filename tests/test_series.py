@@ -353,6 +353,7 @@ def test_a_run_of_sites(flags, tmp_path, capsys):
     assert len(load(tmp_path / "r" / "three" / "stage1" / "config.json")["owners"]) == 3
 
 
+@pytest.mark.slow
 def test_an_audit_of_sites_over_seeds(flags, tmp_path, capsys):
     audit = "--audit --audit_groups 4 --methods cascade if --pruning_algorithm cascade --train_ratio 0.8 --seeds 2"
     assert main_pruned.main([*flags, "--run_name", "audit", *audit.split()]) == 0

@@ -14,7 +14,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-
 FREED = 1 << 30  # bytes of freed memory that a process holds on to
 LARGE = 1 << 25  # bytes from which a tensor gets a mapping of its own; glibc takes no more
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
