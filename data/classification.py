@@ -18,7 +18,7 @@ class Classification(Task):
 
     kind = "classification"
     metrics = (Metric("accuracy", higher_is_better=True),)
-    summed = True
+    summed = one_class = True
 
     def misfit(self, targets_m: Tensor) -> str | None:
         """Whether they are classes."""
@@ -50,9 +50,17 @@ class Classification(Task):
         """The likeliest class [...]."""
         return outputs.argmax(-1)
 
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Of the classes."""
+        return wide(outputs).softmax(-1)
+
+    def hits(self, predicted_m: np.ndarray, targets_m: np.ndarray) -> np.ndarray:
+        """Where the likeliest class is the true one."""
+        return predicted_m == targets_m
+
     def score(self, predicted_m: np.ndarray, targets_m: np.ndarray) -> float:
         """Accuracy."""
-        return float((predicted_m == targets_m).mean())
+        return float(self.hits(predicted_m, targets_m).mean())
 
     def sums(self, outputs_nBC: Tensor, targets_nB: Tensor) -> Tensor:
         """Hits [n, 1]."""

@@ -58,6 +58,10 @@ class Multilabel(Task):
 
     def predicted(self, outputs: Tensor) -> Tensor:
         """Probabilities."""
+        return self.probabilities(outputs)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Of the findings, each by itself."""
         return wide(outputs).sigmoid()
 
     def score(self, predicted_m: np.ndarray, targets_m: np.ndarray) -> float:

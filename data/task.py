@@ -35,7 +35,8 @@ class Task(ABC):
 
     ``names``: of the outputs (classes, findings, horizons). ``metrics``: the first is what progress bars, tables and
     plots show. ``summed``: metrics are sums over samples, so that no outputs need to be kept: :meth:`sums` and
-    :meth:`of_sums`; else :meth:`of_outputs`.
+    :meth:`of_sums`; else :meth:`of_outputs`. ``one_class``: each sample is of one class, so that a worker has a mix
+    of classes.
 
     Targets come from the data set; :meth:`encoded` is what losses and metrics take.
     """
@@ -43,6 +44,7 @@ class Task(ABC):
     kind: ClassVar[str]
     metrics: tuple[Metric, ...]
     summed: ClassVar[bool] = False
+    one_class: ClassVar[bool] = False
 
     def __init__(self, names: Sequence[str]):
         self.names = tuple(names)
@@ -89,6 +91,14 @@ class Task(ABC):
     @abstractmethod
     def predicted(self, outputs: Tensor) -> Tensor:
         """What a person reads: outputs [..., C] as classes [...], probabilities [..., C] or values [..., C]."""
+
+    def probabilities(self, outputs: Tensor) -> Tensor | None:
+        """Probabilities [..., C] of the names; None where names are no such thing."""
+        return None
+
+    def hits(self, predicted_m: np.ndarray, targets_m: np.ndarray) -> np.ndarray | None:
+        """Which samples are predicted right, bool [m], where the first metric is the share of them."""
+        return None
 
     @abstractmethod
     def score(self, predicted_m: np.ndarray, targets_m: np.ndarray) -> float:

@@ -171,7 +171,7 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
     dataset = dealt.dataset
     check_replay(config, dataset.fingerprint)
     shards = kept_shards(config, dealt, kept_ids)
-    if config.finetune and dataset.task.kind != "classification":
+    if config.finetune and not dataset.task.one_class:
         raise UsageError("--finetune measures each worker on its own class mix: it needs samples of one class each.")
     identity = identity_of(config, dataset.fingerprint, shards)
     distributed.agree(identity, "data or settings")

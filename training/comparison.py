@@ -91,8 +91,8 @@ def of_one_run(task: Task, run_dir: Path, other_dir: Path) -> Interval | None:
         return None
     if not np.array_equal(targets_m, others_m, equal_nan=targets_m.dtype.kind == "f"):
         return None
-    if task.kind == "classification":
-        return paired_interval(a_m == targets_m, b_m == targets_m)
+    if (hits_m := task.hits(a_m, targets_m)) is not None:
+        return paired_interval(hits_m, task.hits(b_m, targets_m))
     draws = np.random.default_rng(0).integers(len(targets_m), size=(RESAMPLES, len(targets_m)))
     changes = [task.score(a_m[i], targets_m[i]) - task.score(b_m[i], targets_m[i]) for i in draws]
     mean, half = task.score(a_m, targets_m) - task.score(b_m, targets_m), 1.96 * float(np.std(changes, ddof=1))

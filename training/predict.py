@@ -64,10 +64,9 @@ class TrainedModel:
         """What a person reads: classes [k], probabilities of findings [k, K], or values in the unit of the data."""
         return self.task.predicted(self.outputs(inputs))
 
-    def probabilities(self, images_kCHW: Tensor) -> Tensor:
-        """Probabilities [k, K] of classes, or of findings."""
-        outputs_kK = self.outputs(images_kCHW)
-        return outputs_kK.softmax(1) if self.task.kind == "classification" else outputs_kK.sigmoid()
+    def probabilities(self, inputs: Tensor) -> Tensor | None:
+        """Probabilities [k, K] of classes, or of findings; None of a model that gives values."""
+        return self.task.probabilities(self.outputs(inputs))
 
     def decode(self, files: list[str]) -> Tensor:
         """Picture files as the network takes them, uint8 [k, C, H, W]: resized and cropped to its size, grey or in
@@ -150,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.top < 1:
             raise UsageError(f"--top {arguments.top}: name one class at least.")
         model = open_model(arguments.model)
-        if len(model.input_shape) != 3 or model.task.kind == "regression":
+        if len(model.input_shape) != 3 or model.task.probabilities(torch.zeros(1, model.task.num_outputs)) is None:
             raise UsageError(f"{arguments.model} takes no pictures or gives no classes: apply it in Python (README).")
         for line in lines(model, picture_files(arguments.pictures), arguments.top):
             print(line)
