@@ -68,13 +68,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def report(config: Config, summary: dict[str, Any], folder: Path) -> None:
     """The last line of a run."""
-    from utils.records import figure_of, metric_of, shown
+    from utils.records import figure_of, metric_of, shown, spelled
 
     metric = metric_of(summary)
     std = summary.get(f"test_{metric['name']}_std")
     spread = "" if std is None else f" +- {std:.4f} over {config.seeds} seeds"
     print(
-        f"test {metric['name']} of the consensus model {shown(figure_of(summary), metric)}{spread}; "
+        f"test {spelled(metric['name'])} of the consensus model {shown(figure_of(summary), metric)}{spread}; "
         f"{summary['epochs']:.0f} epochs in {summary['seconds']:.0f} s; {folder}"
     )
 

@@ -61,12 +61,12 @@ def run(config: PruningConfig) -> dict[str, Any]:
     from training.audit import audit, report
     from training.comparison import prune
     from training.pruning import check_ratios, check_stage2, node_view, open_stage1, run_stage1, stage2_dir, sweep
-    from utils.records import figure_of, metric_of, shown
+    from utils.records import figure_of, metric_of, shown, spelled
 
     if config.stage == 1:
         summary = run_stage1(config)
         metric = metric_of(summary)
-        print(f"stage 1: test {metric['name']} of the consensus model {shown(figure_of(summary), metric)}")
+        print(f"stage 1: test {spelled(metric['name'])} of the consensus model {shown(figure_of(summary), metric)}")
         return {}
     check_stage2(config)
     stage1, results = open_stage1(config), {}

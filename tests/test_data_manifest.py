@@ -213,7 +213,7 @@ def test_a_run_over_owners_prints_macro_auroc(tmp_path, monkeypatch, capsys):
     record, summary = (read_json(tmp_path / "all" / "stage1" / f"{name}.json") for name in ("config", "summary"))
     assert record["owners"] == ["owner 0", "owner 1", "owner 2"]
     assert summary["test_macro_auroc"] > 0.9
-    assert f"test macro_auroc of the consensus model {summary['test_macro_auroc']:.4f}" in output.out
+    assert f"test macro AUROC of the consensus model {summary['test_macro_auroc']:.4f}" in output.out
     assert list(summary["test_auroc_by_class"]) == ["bright", "left"]
     two = read_json(train(tmp_path, *flags, "--num_workers", "2", name="two") / "config.json")
     assert two["owners"] == ["owner 0", "owner 1"] and two["task"]["metrics"][0]["name"] == "macro_auroc"

@@ -336,7 +336,7 @@ def test_a_run_of_sites(flags, tmp_path, capsys):
     """Natural partition, nearest neighbours, measures against persistence; a replay gives the same bits."""
     assert main.main([*flags, "--run_name", "one"]) == 0
     output = capsys.readouterr()
-    assert "test rmse of the consensus model" in output.out
+    assert "test RMSE of the consensus model" in output.out
     assert "owners without training samples are left out: e" in output.err
     run = tmp_path / "r" / "one" / "stage1"
     config, summary, topology = (load(run / f"{name}.json") for name in ("config", "summary", "topology"))

@@ -19,7 +19,7 @@ from training.pruning import Stage1, run_stage2
 from utils.errors import UsageError
 from utils.influence.statistics import paired_interval
 from utils.progress import within
-from utils.records import figure_of, read_predictions, read_result, write_json
+from utils.records import figure_of, read_predictions, read_result, spelled, write_json
 
 Interval = tuple[float, float, float]  # mean, and the ends of its 95 % interval (NaN where it is not known)
 RESAMPLES = 200  # of the test samples, for metrics that are no means over samples
@@ -137,6 +137,6 @@ def points(interval: Interval, metric: dict[str, Any]) -> str:
     """A difference and its interval: of accuracies in percentage points."""
     factor, digits, unit = (100, 1, "points") if metric["name"] == "accuracy" else (1, 3, metric["unit"])
     mean, low, high = (factor * value for value in interval)
-    unit = unit or metric["name"]
+    unit = unit or spelled(metric["name"])
     ends = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if math.isfinite(low) else ""
     return f"{mean:+.{digits}f} {unit}{ends}"

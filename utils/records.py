@@ -156,6 +156,7 @@ def read_result(run_dir: PathLike) -> dict[str, Any]:
     return record
 
 
+SPELLED = {"rmse": "RMSE", "mae": "MAE", "macro_auroc": "macro AUROC"}  # others are their words
 ACCURACY = {"name": "accuracy", "higher_is_better": True, "unit": ""}  # of runs that do not name their metric
 
 
@@ -167,6 +168,11 @@ def metric_of(summary: dict[str, Any]) -> dict[str, Any]:
 def figure_of(summary: dict[str, Any]) -> float | None:
     """That metric of the run's model on the test set."""
     return summary[f"test_{metric_of(summary)['name']}"]
+
+
+def spelled(name: str) -> str:
+    """What texts call a metric."""
+    return SPELLED.get(name) or name.replace("_", " ")
 
 
 def shown(value: float, metric: dict[str, Any]) -> str:

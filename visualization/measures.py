@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
+from utils.records import spelled
 from visualization.style import plain
 
-SPELLED = {"rmse": "RMSE", "mae": "MAE", "macro_auroc": "macro AUROC"}  # others are their words
 LONGEST_UNIT = 20  # letters
 BRIGHT_IS_GOOD = {True: "viridis", False: "viridis_r"}  # colours of figures, by whether higher is better
 
@@ -31,7 +31,7 @@ class Measure:
     @property
     def words(self) -> str:
         """What texts call it."""
-        return SPELLED.get(self.name) or plain(self.name.replace("_", " "), 40)
+        return plain(spelled(self.name), 40)
 
     @property
     def title(self) -> str:
