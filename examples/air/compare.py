@@ -31,13 +31,14 @@ from utils.pruning_args import PruningConfig
 from utils.records import write_json
 from workers.evaluation import predictions
 
-COMMON = "--dataset_name air --model lstm --resume --quiet --no-plots".split()
-STATIONS = "--partition natural --batch_size 8 --epochs 6 --lr 0.2".split()  # chosen on validation, seed 10
+# Rates and epochs were chosen for each way by the validation windows of seed 10, which is none of those reported.
+COMMON = "--dataset_name air --model lstm --target consensus --resume --quiet --no-plots".split()
+STATIONS = "--partition natural --batch_size 8 --epochs 6".split()
 WAYS = {
-    "gossip, 8 nearest": [*STATIONS, "--mode", "nearest", "--neighbors", "8"],
-    "fedavg, 3 rounds": [*STATIONS, "--protocol", "fedavg"],  # a round is an epoch
-    "local": [*STATIONS, "--protocol", "local"],
-    "centralized": "--protocol local --num_workers 1 --partition iid --batch_size 128 --epochs 3".split(),
+    "gossip, 8 nearest": [*STATIONS, *"--lr 0.2 --mode nearest --neighbors 8".split()],
+    "fedavg, 6 rounds": [*STATIONS, *"--lr 0.1 --protocol fedavg".split()],  # a round is an epoch
+    "local": [*STATIONS, *"--lr 0.02 --protocol local".split()],
+    "centralized": "--protocol local --num_workers 1 --partition iid --batch_size 128 --epochs 3 --lr 0.1".split(),
 }
 
 
@@ -123,8 +124,8 @@ def linear(stage1: Stage1) -> Tensor:
 
 
 def by_owner(stage1: Stage1) -> np.ndarray:
-    """What each station's data did [N], by cascade: by how much the stations' mean validation loss would rise without
-    them."""
+    """What each station's data did [N], by cascade: by how much the validation loss of the mean model would rise
+    without them."""
     scores_n, _ = stage1.scores("cascade")
     return np.array([float(scores_n[shard].sum()) for shard in stage1.job.shards])
 
