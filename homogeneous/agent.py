@@ -15,62 +15,81 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from homogeneous.world import Walking, World
 from utils.errors import UsageError
 from utils.random import derive_seed
+from utils.records import write_atomically
 
-HIDDEN = (128, 128)
+HIDDEN = 64
 CLOSED = -1e6  # the value of a node without a link
+OF_NODE = 6  # features of a node: position, open, distance, visits, since, change
+
+
+class Values(nn.Module):
+    """What going to each node is worth. One network values all nodes alike, by what is seen of a node, of the model, and
+    by a profile that is learned for each node: which classes' losses it is good for.
+
+    ``nodes``: N; ``features``: F of an observation (:mod:`homogeneous.world`).
+    """
+
+    def __init__(self, nodes: int, features: int):
+        super().__init__()
+        self.nodes, self.features = nodes, features
+        strata = features - OF_NODE * nodes - 2
+        self.profile_NS = nn.Parameter(0.1 * torch.randn(nodes, strata))
+        self.network = nn.Sequential(
+            nn.Linear(OF_NODE + 2 + 2 * strata, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(),
+            nn.Linear(HIDDEN, 1),
+        )  # fmt: skip
+
+    def forward(self, seen_MF: Tensor) -> Tensor:
+        """Values [M, N]; a node without a link is worth nothing."""
+        M, N = len(seen_MF), self.nodes
+        of_node_MN6 = seen_MF[:, : OF_NODE * N].unflatten(1, (OF_NODE, N)).movedim(1, 2)
+        loss_M1S, rest_M12 = seen_MF[:, None, OF_NODE * N : -2], seen_MF[:, None, -2:]
+        profile_MNS = self.profile_NS.expand(M, -1, -1)
+        parts = [of_node_MN6, rest_M12.expand(-1, N, -1), profile_MNS, profile_MNS * loss_M1S]
+        values_MN = self.network(torch.cat(parts, 2))[..., 0]
+        return values_MN.masked_fill(seen_MF[:, N : 2 * N] < 0.5, CLOSED)
 
 
 class Agent:
-    """Weights and biases of the value network, layer by layer; a policy (:mod:`homogeneous.policies`)."""
+    """A policy (:mod:`homogeneous.policies`): the node of the greatest value."""
 
-    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], nodes: int):
-        self.layers, self.nodes = list(layers), nodes
+    def __init__(self, values: Values):
+        self.values = values
 
-    def values(self, seen_MF: Tensor) -> Tensor:
-        """The value of each node [M, N]; a node without a link is worth nothing."""
-        x = seen_MF
-        for i, (weight, bias) in enumerate(self.layers):
-            x = nn.functional.linear(x if i == 0 else x.relu(), weight, bias)
-        return x.masked_fill(seen_MF[:, self.nodes : 2 * self.nodes] < 0.5, CLOSED)
-
+    @torch.no_grad()
     def __call__(self, walking: Walking, walks: Sequence[int]) -> list[int]:
-        """The node of the greatest value."""
-        if self.nodes != walking.N or self.layers[0][0].shape[1] != walking.features:
+        """The next node of each. Raises :class:`UsageError` in a world of other nodes or observations."""
+        if (self.values.nodes, self.values.features) != (walking.N, walking.features):
             raise UsageError(
-                f"the agent knows {self.nodes} nodes and {self.layers[0][0].shape[1]} features of a walk; here there are "
-                f"{walking.N} and {walking.features}."
+                f"the agent knows {self.values.nodes} nodes and {self.values.features} features of a walk; here there "
+                f"are {walking.N} and {walking.features}."
             )
         return self.values(torch.from_numpy(walking.observations()[list(walks)])).argmax(1).tolist()
 
     def save(self, path: Path, about: dict[str, Any]) -> None:
         """Write it. ``about``: JSON-able, what it has learned from."""
-        tensors = {f"{kind}_{i}": t.contiguous() for i, pair in enumerate(self.layers)
-                   for kind, t in zip(("weight", "bias"), pair, strict=True)}  # fmt: skip
-        temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary, {"agent": json.dumps({"nodes": self.nodes, **about}, sort_keys=True)})
-        temporary.replace(path)
+        shape = {"nodes": self.values.nodes, "features": self.values.features}
+        metadata = {"agent": json.dumps({**shape, **about}, sort_keys=True)}
+        data = save({name: tensor.contiguous() for name, tensor in self.values.state_dict().items()}, metadata)
+        write_atomically(path, lambda file: file.write(data))
 
 
 def load_agent(path: Path) -> Agent:
     """Read one back. Raises :class:`UsageError` where the file is none."""
     try:
         with safe_open(str(path), "pt") as file:
-            nodes = int(json.loads(file.metadata()["agent"])["nodes"])
-            layers = [(file.get_tensor(f"weight_{i}"), file.get_tensor(f"bias_{i}")) for i in range(len(file.keys()) // 2)]
-        widths = [layers[0][0].shape[1], *(weight.shape[0] for weight, _ in layers)]
-        fits = all(weight.shape == (b, a) and bias.shape == (b,)
-                   for (weight, bias), a, b in zip(layers, widths, widths[1:], strict=False))  # fmt: skip
-        if not fits or widths[-1] != nodes:
-            raise ValueError("its layers do not fit")
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UsageError(f"{path} is no agent ({error}).") from error
-    return Agent(layers, nodes)
+            about = json.loads(file.metadata()["agent"])
+            values = Values(int(about["nodes"]), int(about["features"]))
+            values.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118, no dict
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{path} is no agent ({str(error).splitlines()[0]}).") from error
+    return Agent(values)
 
 
 def learn(
@@ -87,13 +106,11 @@ def learn(
 
     N = world.config.num_workers
 
-    class OpenNetwork(QNetwork):
-        def forward(self, obs: Tensor) -> Tensor:
-            return super().forward(obs).masked_fill(obs[:, N : 2 * N] < 0.5, CLOSED)
-
     class OpenPolicy(DQNPolicy):
         def make_q_net(self) -> QNetwork:
-            return OpenNetwork(**self._update_features_extractor(self.net_args, features_extractor=None)).to(self.device)
+            network = super().make_q_net()
+            network.q_net = Values(N, env.walking.features)
+            return network
 
     class OpenDQN(DQN):
         """Explores among the nodes that are open."""
@@ -132,11 +149,10 @@ def learn(
     torch.manual_seed(derive_seed(seed, "agent") % 2**63)
     model = OpenDQN(
         OpenPolicy, env, learning_rate=1e-3, buffer_size=50_000, learning_starts=5 * world.config.max_hops, batch_size=128,
-        gamma=GAMMA, train_freq=1, gradient_steps=env.num_envs, target_update_interval=max(1, 300 // env.num_envs),
-        exploration_fraction=0.5, exploration_final_eps=0.05, policy_kwargs={"net_arch": list(HIDDEN)},
+        gamma=GAMMA, train_freq=1, gradient_steps=env.num_envs, target_update_interval=max(1, 200 // env.num_envs),
+        exploration_fraction=0.4, exploration_final_eps=0.05, n_steps=3,
         replay_buffer_kwargs={"handle_timeout_termination": False}, seed=derive_seed(seed, "agent") % 2**31, device="cpu",
     )  # fmt: skip
     model.draw = np.random.default_rng(derive_seed(seed, "exploration"))
     model.learn(steps, callback=Watch(), log_interval=None)
-    linear = [layer for layer in model.q_net.q_net if isinstance(layer, nn.Linear)]
-    return Agent([(layer.weight.detach().clone(), layer.bias.detach().clone()) for layer in linear], N)
+    return Agent(model.q_net.q_net.cpu())
