@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
         ready()
         config = with_workers(config)
-        folder = run_folder(config)
+        folder = run_folder(config if config.run_name else config.training())
         with own_folder(folder):
             run(config, folder / "homogeneous")
     except (UsageError, OSError) as error:
@@ -69,7 +69,7 @@ def check_packages(config: WalkConfig) -> None:
 
 def run(config: WalkConfig, folder: Path) -> dict[str, Any]:
     """Learn and measure; returns what policies.json holds."""
-    from homogeneous.evaluation import record, reductions, table
+    from homogeneous.evaluation import record, reduction, reductions, table, verdict
     from homogeneous.policies import ORACLES, POLICIES, chosen
     from homogeneous.policies import run as walk
     from homogeneous.world import World
@@ -87,15 +87,25 @@ def run(config: WalkConfig, folder: Path) -> dict[str, Any]:
     for name, policy in policies.items():
         with bar(config.seeds * config.max_hops, f"walking: {name}", "hop", config.quiet) as ticks:
             found[name] = record(walk(world, policy, seeds, ticks.update))
-    reduction = reductions(found, "random", config.seed) if "random" in found else {}
+    less = reductions(found, "random", config.seed) if "random" in found else {}
+    others = [name for name in found if name != "agent" and "agent" in found]
+    agent = {name: reduction(found["agent"], found[name], config.seed) for name in others}
     result = {
-        "policies": found, "reduction": reduction, "seeds": seeds, "goal": config.goal, "max_hops": config.max_hops,
-        "cost_weight": config.cost_weight, "metric": world.job.dataset.task.metric.name,
+        "policies": found,
+        "reduction": less,
+        "agent_reduction": agent,
+        "seeds": seeds,
+        "goal": config.goal,
+        "max_hops": config.max_hops,
+        "cost_weight": config.cost_weight,
+        "metric": world.job.dataset.task.metric.name,
         "oracles": [name for name in ORACLES if name in found],
-    }  # fmt: skip
+    }
     write_json(folder / "policies.json", result)
     notes = {name: "  (looks ahead: as many trainings a hop as nodes)" for name in ORACLES}
-    print(table(found, reduction, notes))
+    print(table(found, less, notes))
+    if agent:
+        print(verdict(agent))
     print(f"{config.seeds} walks each, that nobody has learned from; {folder}")
     if config.plots:
         from visualization.walks import plot_walks
@@ -120,7 +130,8 @@ def claim(config: WalkConfig, folder: Path) -> None:
     if path.exists():
         other = sorted(k for k, v in mine.items() if read_json(path)["config"].get(k) != v)
         if other:
-            raise UsageError(f"{folder} was made with another {', '.join('--' + k for k in other)}: give another --run_name.")
+            names = ", ".join(f"--{k}" for k in other)
+            raise UsageError(f"{folder} was made with another {names}: give another --run_name.")
         if not config.resume:
             raise UsageError(f"{folder} exists: --resume goes on with it, --overwrite replaces it.")
     folder.mkdir(parents=True, exist_ok=True)

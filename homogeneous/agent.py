@@ -29,8 +29,8 @@ OF_NODE = 6  # features of a node: position, open, distance, visits, since, chan
 
 
 class Values(nn.Module):
-    """What going to each node is worth. One network values all nodes alike, by what is seen of a node, of the model, and
-    by a profile that is learned for each node: which classes' losses it is good for.
+    """What going to each node is worth. One network values all nodes alike, by what is seen of a node, of the model,
+    and by a profile that is learned for each node: which classes' losses it is good for.
 
     ``nodes``: N; ``features``: F of an observation (:mod:`homogeneous.world`).
     """
@@ -148,11 +148,23 @@ def learn(
     steps = episodes * world.config.max_hops
     torch.manual_seed(derive_seed(seed, "agent") % 2**63)
     model = OpenDQN(
-        OpenPolicy, env, learning_rate=1e-3, buffer_size=50_000, learning_starts=5 * world.config.max_hops, batch_size=128,
-        gamma=GAMMA, train_freq=1, gradient_steps=env.num_envs, target_update_interval=max(1, 200 // env.num_envs),
-        exploration_fraction=0.4, exploration_final_eps=0.05, n_steps=3,
-        replay_buffer_kwargs={"handle_timeout_termination": False}, seed=derive_seed(seed, "agent") % 2**31, device="cpu",
-    )  # fmt: skip
+        OpenPolicy,
+        env,
+        learning_rate=1e-3,
+        buffer_size=50_000,
+        learning_starts=5 * world.config.max_hops,
+        batch_size=128,
+        gamma=GAMMA,
+        n_steps=3,
+        train_freq=1,
+        gradient_steps=env.num_envs,
+        target_update_interval=max(1, 200 // env.num_envs),
+        exploration_fraction=0.4,
+        exploration_final_eps=0.05,
+        replay_buffer_kwargs={"handle_timeout_termination": False},  # an observation tells how many hops are left
+        seed=derive_seed(seed, "agent") % 2**31,
+        device="cpu",
+    )
     model.draw = np.random.default_rng(derive_seed(seed, "exploration"))
     model.learn(steps, callback=Watch(), log_interval=None)
     return Agent(model.q_net.q_net.cpu())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from utils.args import NOT_NEGATIVE, POSITIVE, Config, flag
+from utils.args import NOT_NEGATIVE, POSITIVE, SCHEDULES, Config, flag
 from utils.errors import UsageError
+from utils.registry import NETWORKS, PARTITIONS, TOPOLOGIES
 
 AGENTS = ("dqn", "none")
 
@@ -17,24 +18,25 @@ class WalkConfig(Config):
 
     protocol: str = flag("chained", "protocols", "a walk is chained training", choices=("chained",))
     num_workers: int = flag(10, "topology", "nodes", check=POSITIVE)
-    mode: str = flag("all", "topology", "who may be next to whom", choices=Config.__dataclass_fields__["mode"].metadata["choices"])  # noqa: E501
-    model: str = flag("mlp", "model", "network", choices=Config.__dataclass_fields__["model"].metadata["choices"])
-    partition: str | None = flag(
-        "shards", "partition", "the partition by its name",
-        choices=Config.__dataclass_fields__["partition"].metadata["choices"],
+    mode: str = flag("all", "topology", "who may follow whom", choices=tuple(TOPOLOGIES))
+    model: str = flag("mlp", "model", "network", choices=tuple(NETWORKS))
+    partition: str | None = flag("dirichlet", "partition", "the partition by its name", choices=tuple(PARTITIONS))
+    alpha: float = flag(0.3, "partition", "--partition dirichlet: the smaller, the more nodes differ", check=POSITIVE)
+    min_shard: int = flag(5, "partition", "--partition dirichlet: fewest samples of a node", check=NOT_NEGATIVE)
+    lr: float = flag(0.02, "optimization", "learning rate", check=POSITIVE)
+    scheduler: str = flag("constant", "optimization", "learning rate over the hops", choices=SCHEDULES)
+    seeds: int = flag(
+        10, "run", "walks of every policy that are measured; the agent has learned from none of them", check=POSITIVE,
+        changes_results=False,
     )
-    scheduler: str = flag(
-        "constant", "optimization", "learning rate over the hops",
-        choices=Config.__dataclass_fields__["scheduler"].metadata["choices"],
-    )
-    seeds: int = flag(10, "run", "walks of every policy that are measured, none of which the agent has learned from",
-                      check=POSITIVE, changes_results=False)
 
     goal: float = flag(0.8, "walk", "a walk ends where its model's metric on the validation samples is as good as this")
     max_hops: int = flag(36, "walk", "a walk ends after so many hops", check=POSITIVE)
     distances: str = flag(
-        "random", "walk", "what a hop between two nodes costs: random (the paper's draw), even (1 each), or a file with "
-        "a matrix of numbers", metavar="WHAT",
+        "random",
+        "walk",
+        "what a hop between two nodes costs: random (the paper's draw), even (1 each), or a file with a matrix",
+        metavar="WHAT",
     )
     cost_weight: float = flag(
         10.0, "walk", "hops that a distance of 1 is worth: policies are compared by hops + weight x distance",

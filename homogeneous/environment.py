@@ -2,10 +2,11 @@
 
 An action is the next node. The reward of a hop is what it brought the metric nearer to the goal, less what it cost:
 
-    r = (gap before - gamma gap after) - (1 + w distance) / most hops
+    r = 2 (gap before - gamma gap after) - (1 + w distance) / most hops - [the walk ends here and has not arrived]
 
-The first part is potential-based shaping (Ng, Harada and Russell 1999) with the potential -gap, kept at the end of a walk:
-who does not arrive pays for what is missing. An episode is ``terminated`` at the goal and ``truncated`` at the last hop.
+The first part is potential-based shaping (Ng, Harada and Russell 1999) with the potential -2 gap, kept at the end of a
+walk. Not arriving costs as much as all hops, which is how policies are compared (:mod:`homogeneous.evaluation`). An
+episode is ``terminated`` at the goal and ``truncated`` at the last hop.
 
 Legend: M walks, N nodes, F features.
 """
@@ -24,7 +25,7 @@ from homogeneous.world import LOSSES, Walking, World
 from utils.random import derive_seed
 
 GAMMA = 0.99
-SHAPING = 1.0
+SHAPING = 2.0
 
 
 def action_space(walking: Walking) -> spaces.Discrete:

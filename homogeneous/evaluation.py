@@ -39,20 +39,32 @@ def record(walking: Walking) -> dict[str, list]:
 
 
 def reductions(policies: dict[str, dict[str, list]], against: str, seed: int) -> dict[str, dict[str, Any]]:
-    """By which share each policy needs less than ``against``, of the mean over walks, with 95 % intervals: walks are
-    drawn anew together with those of ``against`` that start alike (bootstrap)."""
-    other, found = policies[against], {}
-    draws = numpy_rng(seed, "bootstrap").integers(len(other["hops"]), size=(RESAMPLES, len(other["hops"])))
-    for name, own in policies.items():
-        if name == against:
-            continue
-        found[name] = {}
-        for figure in COMPARED:
-            own_S, other_S = (np.array(p["counted" if figure == "hops" else figure], float) for p in (own, other))
-            found[name][figure] = _share(own_S.mean(), other_S.mean())
-            drawn = _share(own_S[draws].mean(1), other_S[draws].mean(1))
-            found[name][f"{figure}_interval"] = np.quantile(drawn, (0.025, 0.975)).tolist()
+    """:func:`reduction` of every policy against one of them."""
+    return {name: reduction(own, policies[against], seed) for name, own in policies.items() if name != against}
+
+
+def reduction(own: dict[str, list], other: dict[str, list], seed: int) -> dict[str, Any]:
+    """By which share a policy needs less than another, of the mean over walks, with 95 % intervals: walks are drawn
+    anew in pairs that start alike (bootstrap)."""
+    draws = numpy_rng(seed, "bootstrap").integers(len(own["hops"]), size=(RESAMPLES, len(own["hops"])))
+    found = {}
+    for figure in COMPARED:
+        own_S, other_S = (np.array(p["counted" if figure == "hops" else figure], float) for p in (own, other))
+        found[figure] = float(_share(own_S.mean(), other_S.mean()))
+        drawn = _share(own_S[draws].mean(1), other_S[draws].mean(1))
+        found[f"{figure}_interval"] = np.quantile(drawn, (0.025, 0.975)).tolist()
     return found
+
+
+def verdict(agent: dict[str, dict[str, Any]]) -> str:
+    """What the agent adds, in words, from its :func:`reduction` against each policy."""
+    words = {"needs less than": [], "cannot be told from": [], "needs more than": []}
+    for name, less in agent.items():
+        low, high = less["total_interval"]
+        word = "needs less than" if low > 0 else "needs more than" if high < 0 else "cannot be told from"
+        words[word].append(f"{name} ({less['total']:+.0%} [{low:+.0%}, {high:+.0%}])")
+    said = [f"{word} {', '.join(names)}" for word, names in words.items() if names]
+    return f"hops + weighted distance: the agent {'; '.join(said)}"
 
 
 def _share(own: Any, other: Any) -> Any:
@@ -72,7 +84,7 @@ def table(policies: dict[str, dict[str, list]], reduction: dict[str, dict[str, A
             less = f"{reduction[name]['total']:+.1%} [{low:+.1%}, {high:+.1%}]"
         lines.append(
             f"{name:14s} {hops:6.1f} ± {hops - low_hops:5.1f} {np.median(own['counted']):6.1f} "
-            f"{np.mean(own['reached']):8.0%} {np.mean(own['cost']):9.3f} {total:8.1f} ± {total - low_total:5.1f}  {less}"
-            f"{notes.get(name, '')}"
+            f"{np.mean(own['reached']):8.0%} {np.mean(own['cost']):9.3f} {total:8.1f} ± {total - low_total:5.1f}  "
+            f"{less}{notes.get(name, '')}"
         )
     return "\n".join(lines)

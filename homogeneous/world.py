@@ -23,11 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.sparse.csgraph import shortest_path
 
 from homogeneous.args import WalkConfig
-from training.build import Job, build
+from training.build import build
 from training.walk import Walks
 from utils.errors import UsageError
 from utils.files import read_lines

@@ -35,13 +35,15 @@ def draw_learning(lines: list[dict[str, Any]], record: dict[str, Any]) -> Figure
     """Hops and return of every walk that the agent learned from, and how much it still tried at random."""
     figure = Figure(figsize=(9, 3.4))
     hops_axes, return_axes = figure.subplots(1, 2)
-    hops_E, return_E = (np.array(values, float) for values in zip(*((len(w["nodes"]), w["return"]) for w in lines), strict=True))
+    hops_E = np.array([len(walk["nodes"]) for walk in lines])
+    return_E = np.array([walk["return"] for walk in lines], float)
     for axes, values_E, name in ((hops_axes, hops_E, "hops"), (return_axes, return_E, "return")):
         axes.plot(values_E, ".", color=GREY, markersize=4)
         if len(values_E) >= WINDOW:
             mean_E = np.convolve(values_E, np.ones(WINDOW) / WINDOW, "valid")
             axes.plot(np.arange(WINDOW - 1, len(values_E)), mean_E, color=BLUE, linewidth=2)
         axes.set(xlabel="walk", ylabel=name)
+    hops_axes.yaxis.get_major_locator().set_params(integer=True)
     hops_axes.set_title(f"What the agent learned from (line: mean of {WINDOW})")
     rate_axes = return_axes.twinx()
     rate_axes.plot([w["exploration"] for w in lines], color=RED, linestyle="--", linewidth=1)
@@ -56,8 +58,8 @@ def draw_policies(record: dict[str, Any]) -> Figure:
     policies = record["policies"]
     order = sorted(policies, key=lambda name: -np.mean(policies[name]["total"]))
     figure = Figure(figsize=(11, 1.2 + 0.36 * len(order)))
-    panels = (("counted", "hops (not arrived: twice the most)"), ("cost", "distance"), ("total", "hops + weighted distance"))
-    for axes, (key, label) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
+    panels = {"counted": "hops (not arrived: twice the most)", "cost": "distance", "total": "hops + weighted distance"}
+    for axes, (key, label) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
         for y, name in enumerate(order):
             values_S, reached_S = np.array(policies[name][key], float), np.array(policies[name]["reached"], bool)
             colour = RED if name == "agent" else GREY if name in record.get("oracles", ()) else BLUE
@@ -67,10 +69,12 @@ def draw_policies(record: dict[str, Any]) -> Figure:
         axes.set(xlabel=label, ylim=(-0.6, len(order) - 0.4))
         axes.grid(axis="y", visible=False)
     axes = figure.axes[0]
-    axes.set_yticks(range(len(order)), [name.replace("_", " ") + " *" * (name in record.get("oracles", ())) for name in order])
+    labels = [name.replace("_", " ") + " *" * (name in record.get("oracles", ())) for name in order]
+    axes.set_yticks(range(len(order)), labels)
     count = len(next(iter(policies.values()))["hops"])
     goal = f"{spelled(record['metric'])} {record['goal']:g} on validation samples"
-    figure.suptitle(f"{count} walks each to {goal}; x: not arrived; *: trains at every node before each hop", x=0.01, ha="left")
+    title = f"{count} walks each to {goal}; x: not arrived; *: trains at every node before each hop"
+    figure.suptitle(title, x=0.01, ha="left")
     return figure
 
 
@@ -92,14 +96,16 @@ def draw_walk(record: dict[str, Any]) -> Figure:
                 "connectionstyle": "arc3,rad=0.12"})  # fmt: skip
     graph.scatter(x_N, y_N, 180 + 60 * visits_N, color=[BLUE if v else "#DDDDDD" for v in visits_N], zorder=3)
     for k in range(N):
-        graph.text(x_N[k], y_N[k], str(k), ha="center", va="center", color="white" if visits_N[k] else "black", zorder=4)
+        colour = "white" if visits_N[k] else "black"
+        graph.text(x_N[k], y_N[k], str(k), ha="center", va="center", color=colour, zorder=4)
     graph.set(xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), aspect="equal")
     graph.axis("off")
     graph.set_title(f"A walk of {name.replace('_', ' ')}: larger nodes trained more often")
     curve.plot(range(len(figures)), figures, "o-", color=BLUE, markersize=3)
     curve.axhline(record["goal"], color=RED, linestyle="--", linewidth=1)
     for hop, node in enumerate(nodes, 1):
-        curve.annotate(str(node), (hop, figures[hop]), (0, 5), textcoords="offset points", ha="center", fontsize=7, color=GREY)
+        place = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+        curve.annotate(str(node), (hop, figures[hop]), fontsize=7, color=GREY, **place)
     curve.set(xlabel="hop (numbers: the node that trained)", ylabel=spelled(record["metric"]))
     curve.set_title("and what its model was worth (dashed: the goal)")
     return figure
