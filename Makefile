@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: demo example-air example-defects example-speech test test-all test-federated lint federated clean
+.PHONY: demo example-air example-defects example-speech homogeneous test test-all test-federated lint federated clean
 
 $(VENV)/core: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,10 +32,17 @@ $(VENV)/elpv: $(VENV)/core
 example-defects: $(VENV)/elpv  ## defective solar cells (91 MB, CC BY-NC-SA 4.0); minutes (examples/defects/)
 	$(RUN) examples/defects/compare.py
 
+$(VENV)/homogeneous: $(VENV)/core requirements-homogeneous.txt
+	$(VENV)/bin/pip install --quiet -r requirements-homogeneous.txt -c constraints.txt
+	@touch $@
+
+homogeneous: $(VENV)/homogeneous  ## an agent learns which node trains next (docs/homogeneous.md)
+	$(RUN) -m homogeneous --resume
+
 test: $(VENV)/dev  ## the fast tests, one process a core
 	$(RUN) -m pytest -n auto --dist worksteal
 
-test-all: $(VENV)/dev  ## the slow tests too
+test-all: $(VENV)/dev $(VENV)/homogeneous  ## the slow tests too, and those of rooms with packages of their own
 	$(RUN) -m pytest -n auto --dist worksteal -m "not deployment"
 
 test-federated: $(VENV)/dev $(VENV)-federated/done  ## the Flower deployment on loopback, about five minutes

@@ -35,14 +35,20 @@ class Batches:
         self.sizes_N = self.lengths_N.clamp(max=batch_size)
         self.ragged = bool((self.sizes_N != self.sizes_N[0]).any())
         self._shards_NL = torch.nn.utils.rnn.pad_sequence(list(shards), batch_first=True, padding_value=PADDING)
+        self._keys_2N = torch.stack([torch.full((len(shards),), seed), torch.arange(len(shards))])  # seeds, workers
         # The permutations of two passes are kept a worker: a batch may reach into the next pass.
         self._passes_2N = torch.full((2, len(shards)), -1)
         self._orders_2NL = torch.zeros((2, *self._shards_NL.shape), dtype=torch.int64)
 
+    @property
+    def width(self) -> int:
+        """Samples of the largest batch."""
+        return int(self.sizes_N.max())
+
     def ids(self, steps_N: Tensor) -> Tensor:
         """Sample ids [N, B] (int64, padded with -1) of worker k's step ``steps_N[k]``."""
         size_N1, length_N1 = self.sizes_N[:, None], self.lengths_N[:, None]
-        slot_B = torch.arange(int(self.sizes_N.max()))
+        slot_B = torch.arange(self.width)
         position_NB = steps_N[:, None] * size_N1 + torch.minimum(slot_B, size_N1 - 1)
         pass_NB, offset_NB = position_NB // length_N1, position_NB % length_N1
         for needed_N in (pass_NB[:, 0], pass_NB[:, -1]):
@@ -59,9 +65,51 @@ class Batches:
         if len(workers) == 0:
             return
         needed, slot = needed_N[workers], slot_N[workers]
-        order = permutations(self.lengths_N[workers], self.seed, "batch", workers[:, None], needed[:, None])
+        seed_n1, worker_n1 = self._keys_2N[:, workers, None]
+        order = permutations(self.lengths_N[workers], seed_n1, "batch", worker_n1, needed[:, None])
         self._orders_2NL[slot, workers, : order.shape[1]] = order
         self._passes_2N[slot, workers] = needed
+
+
+class Visits(Batches):
+    """The batch schedule of M models that walk over nodes: model m trains on the shard of the node that it is at, in
+    the order of its own seed. ``shards``: those of the N nodes; what :class:`Batches` has for each worker it has here
+    for each model, as of the last :meth:`move`."""
+
+    def __init__(self, shards: list[Tensor], batch_size: int, seeds_M: list[int]):
+        nodes = Batches(shards, batch_size, 0)
+        super().__init__([shards[0]] * len(seeds_M), batch_size, 0)
+        self.ragged = nodes.ragged
+        self._width = nodes.width
+        self._of_nodes = nodes.lengths_N, nodes.sizes_N, nodes._shards_NL
+        self._keys_2N = torch.stack([torch.tensor(seeds_M), torch.full((len(seeds_M),), -1)])
+        self._orders_2NL = torch.zeros((2, len(seeds_M), nodes._shards_NL.shape[1]), dtype=torch.int64)
+
+    @property
+    def node_M(self) -> Tensor:
+        """Where each model is."""
+        return self._keys_2N[1]
+
+    @property
+    def width(self) -> int:
+        """Samples of the largest batch of any node."""
+        return self._width
+
+    @property
+    def seeds_M(self) -> Tensor:
+        """Each model's."""
+        return self._keys_2N[0]
+
+    def seed_walk(self, m: int, seed: int) -> None:
+        """Model m takes its batches in the order of another seed."""
+        self._keys_2N[0, m] = seed
+        self._passes_2N[:, m] = -1
+
+    def move(self, node_M: Tensor) -> None:
+        """Each model to a node."""
+        self.lengths_N, self.sizes_N, self._shards_NL = (values_N[node_M] for values_N in self._of_nodes)
+        self._passes_2N[:, self._keys_2N[1] != node_M] = -1
+        self._keys_2N[1] = node_M
 
 
 @dataclass

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("utils", "networks", "data", "workers", "training", "visualization", "federated", "benchmarks")
+ROOMS = (
+    "utils", "networks", "data", "workers", "training", "visualization", "federated", "homogeneous", "benchmarks",
+)  # fmt: skip
 ENTRIES = ("main", "main_pruned", "commands")
 
 # room -> the rooms it may see besides itself
@@ -20,6 +22,7 @@ SEES = {
     "training": {"utils", "networks", "data", "workers"},
     "visualization": {"utils"},
     "federated": {"utils", "networks", "data", "workers", "training", "visualization"},
+    "homogeneous": {"utils", "networks", "data", "workers", "training", "visualization"},
     "benchmarks": {*ROOMS, *ENTRIES},
     "main": set(ROOMS) - {"benchmarks"},
     "main_pruned": set(ROOMS) - {"benchmarks"},

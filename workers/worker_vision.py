@@ -118,7 +118,7 @@ class Fleet:
         rows_n = torch.tensor(rows)
         workers_n = self.owned.start + rows_n % len(self.owned)
         sizes_n = self.batches.sizes_N[workers_n]
-        size = int(sizes_n.max())
+        size = self.batch_width(sizes_n)
         ids_nB = send(ids_NB[workers_n, :size], self.device)
         padded = None
         if self.batches.ragged:
@@ -134,6 +134,10 @@ class Fleet:
         if padded is not None:
             weights_nB = weights_nB.masked_fill(padded, 0.0)
         return Batch(inputs, targets_nB, weights_nB, send(sizes_n.to(self.dtype), self.device), ids_nB)
+
+    def batch_width(self, sizes_n: Tensor) -> int:
+        """Slots of a batch of a chunk whose workers take so many samples."""
+        return int(sizes_n.max())
 
     def step(self, steps_N: Tensor, lr: float, workers: list[int] | None = None) -> Tensor:
         """One SGD step of the given workers (default: all), worker k at its own step ``steps_N[k]``.

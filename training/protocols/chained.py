@@ -74,7 +74,11 @@ def worker_at(job: Job, hop: int) -> int:
 def shortest_tour(mixing: sparse.csr_array) -> list[int]:
     """A short round trip over all workers, by hops in the topology's graph: nearest neighbour, improved by
     2-opt until no exchange shortens it."""
-    hops_NN = shortest_path(mixing != 0, directed=False, unweighted=True)
+    return improved_tour(shortest_path(mixing != 0, directed=False, unweighted=True))
+
+
+def improved_tour(hops_NN: np.ndarray) -> list[int]:
+    """The same for any distances."""
     tour, left = [0], set(range(1, len(hops_NN)))
     while left:
         nearest = min(left, key=lambda k: (hops_NN[tour[-1], k], k))

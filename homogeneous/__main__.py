@@ -1,0 +1,166 @@
+"""Homogeneous Learning: one model walks over nodes with skewed data until it is good enough; an agent learns which node
+should train it next, and is measured against policies that have learned nothing.
+
+    python -m homogeneous                                 digits, ten nodes, in a few minutes
+    python -m homogeneous --agent none                    the policies alone
+    python -m homogeneous --dataset_name fashionmnist --model cnn --goal 0.7
+
+All flags of main.py that say what is trained, where and how work here too. Results: results/NAME/homogeneous/.
+"""
+
+from __future__ import annotations
+
+from utils.command import STOPPED, begin, ready
+
+if __name__ == "__main__":
+    begin()
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from homogeneous.args import WalkConfig
+    from homogeneous.world import World
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel over walks, not inside operators
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, learn, measure, draw. Returns the exit code."""
+    from homogeneous.args import WalkConfig
+    from utils.args import parse
+    from utils.errors import UsageError, refusal
+
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        config = parse(WalkConfig, argv, __doc__)
+        check_packages(config)
+        from training.deal import with_workers
+        from training.run import own_folder, run_folder
+
+        ready()
+        config = with_workers(config)
+        folder = run_folder(config if config.run_name else config.training())
+        with own_folder(folder):
+            run(config, folder / "homogeneous")
+    except (UsageError, OSError) as error:
+        return refusal(error)
+    except KeyboardInterrupt:
+        print("interrupted; walks that have ended are kept: --resume goes on", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+def check_packages(config: WalkConfig) -> None:
+    """Raises :class:`UsageError` where an agent should learn and the packages that it needs are missing."""
+    from importlib.util import find_spec
+
+    from utils.errors import UsageError
+
+    missing = [name for name in ("gymnasium", "stable_baselines3") if find_spec(name) is None]
+    if missing and config.agent != "none":
+        raise UsageError(
+            f"the agent needs {' and '.join(missing)}: pip install -r requirements-homogeneous.txt (or --agent none)."
+        )
+
+
+def run(config: WalkConfig, folder: Path) -> dict[str, Any]:
+    """Learn and measure; returns what policies.json holds."""
+    from homogeneous.evaluation import record, reduction, reductions, table, verdict
+    from homogeneous.policies import ORACLES, POLICIES, chosen
+    from homogeneous.policies import run as walk
+    from homogeneous.world import World
+    from utils.progress import bar
+    from utils.random import derive_seed
+    from utils.records import write_json
+
+    world, names = World(config), chosen(config.policies)
+    claim(config, folder)
+    policies = {name: POLICIES[name] for name in names}
+    if config.agent != "none":
+        policies["agent"] = learned(world, folder)
+    seeds = [derive_seed(config.seed, "measured walk", s) for s in range(config.seeds)]
+    found = {}
+    for name, policy in policies.items():
+        with bar(config.seeds * config.max_hops, f"walking: {name}", "hop", config.quiet) as ticks:
+            found[name] = record(walk(world, policy, seeds, ticks.update))
+    less = reductions(found, "random", config.seed) if "random" in found else {}
+    others = [name for name in found if name != "agent" and "agent" in found]
+    agent = {name: reduction(found["agent"], found[name], config.seed) for name in others}
+    result = {
+        "policies": found,
+        "reduction": less,
+        "agent_reduction": agent,
+        "seeds": seeds,
+        "goal": config.goal,
+        "max_hops": config.max_hops,
+        "cost_weight": config.cost_weight,
+        "metric": world.job.dataset.task.metric.name,
+        "oracles": [name for name in ORACLES if name in found],
+    }
+    write_json(folder / "policies.json", result)
+    notes = {name: "  (looks ahead: as many trainings a hop as nodes)" for name in ORACLES}
+    print(table(found, less, notes))
+    if agent:
+        print(verdict(agent))
+    print(f"{config.seeds} walks each, that nobody has learned from; {folder}")
+    if config.plots:
+        from visualization.walks import plot_walks
+
+        plot_walks(folder)
+    return result
+
+
+def claim(config: WalkConfig, folder: Path) -> None:
+    """Raises :class:`UsageError` where the folder holds results of other settings, or any and neither --resume nor
+    --overwrite is given; else the settings are there when it returns."""
+    import shutil
+
+    from training.identity import settings_of
+    from utils.errors import UsageError
+    from utils.records import read_json, write_json
+
+    path = folder / "config.json"
+    mine = config.changing_results()
+    if path.exists() and config.overwrite:
+        shutil.rmtree(folder)
+    if path.exists():
+        other = sorted(k for k, v in mine.items() if read_json(path)["config"].get(k) != v)
+        if other:
+            names = ", ".join(f"--{k}" for k in other)
+            raise UsageError(f"{folder} was made with another {names}: give another --run_name.")
+        if not config.resume:
+            raise UsageError(f"{folder} exists: --resume goes on with it, --overwrite replaces it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"config": config.to_json(), "settings": settings_of(config.training())})
+
+
+def learned(world: World, folder: Path) -> Any:
+    """The agent of this folder, which learns now where there is none."""
+    from homogeneous.agent import learn, load_agent
+    from utils.progress import bar
+    from utils.records import MetricsLog
+
+    config, path = world.config, folder / "agent.safetensors"
+    if path.exists():
+        return load_agent(path)
+    log = MetricsLog(folder / "episodes.jsonl")  # a round is a walk
+    done = log.read() if log.path.exists() else []
+
+    def told(walk: dict[str, Any]) -> None:
+        if walk["round"] >= len(done):
+            log.append(walk)
+        ticks.update(1)
+        ticks.set_postfix(hops=len(walk["nodes"]), exploration=f"{walk['exploration']:.2f}")
+
+    with bar(config.episodes, "the agent learns", "walk", config.quiet) as ticks:
+        agent = learn(world, config.episodes, config.side_by_side, config.seed, done, told)
+    agent.save(path, {"goal": config.goal, "max_hops": config.max_hops, "episodes": config.episodes})
+    return agent
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The flags of ``python -m homogeneous`` on top of those of ``main.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from utils.args import NOT_NEGATIVE, POSITIVE, SCHEDULES, Config, flag
+from utils.errors import UsageError
+from utils.registry import NETWORKS, PARTITIONS, TOPOLOGIES
+
+AGENTS = ("dqn", "none")
+
+
+@dataclass(frozen=True)
+class WalkConfig(Config):
+    """What the walking model, the nodes and their data are, and how the agent learns and is measured."""
+
+    protocol: str = flag("chained", "protocols", "a walk is chained training", choices=("chained",))
+    num_workers: int = flag(10, "topology", "nodes", check=POSITIVE)
+    mode: str = flag("all", "topology", "who may follow whom", choices=tuple(TOPOLOGIES))
+    model: str = flag("mlp", "model", "network", choices=tuple(NETWORKS))
+    partition: str | None = flag("dirichlet", "partition", "the partition by its name", choices=tuple(PARTITIONS))
+    alpha: float = flag(0.3, "partition", "--partition dirichlet: the smaller, the more nodes differ", check=POSITIVE)
+    min_shard: int = flag(5, "partition", "--partition dirichlet: fewest samples of a node", check=NOT_NEGATIVE)
+    lr: float = flag(0.02, "optimization", "learning rate", check=POSITIVE)
+    scheduler: str = flag("constant", "optimization", "learning rate over the hops", choices=SCHEDULES)
+    seeds: int = flag(
+        10, "run", "walks of every policy that are measured; the agent has learned from none of them", check=POSITIVE,
+        changes_results=False,
+    )
+
+    goal: float = flag(0.8, "walk", "a walk ends where its model's metric on the validation samples is as good as this")
+    max_hops: int = flag(36, "walk", "a walk ends after so many hops", check=POSITIVE)
+    distances: str = flag(
+        "random",
+        "walk",
+        "what a hop between two nodes costs: random (the paper's draw), even (1 each), or a file with a matrix",
+        metavar="WHAT",
+    )
+    cost_weight: float = flag(
+        10.0, "walk", "hops that a distance of 1 is worth: policies are compared by hops + weight x distance",
+        check=NOT_NEGATIVE,
+    )
+    agent: str = flag("dqn", "walk", "who learns", choices=AGENTS, changes_results=False)
+    episodes: int = flag(120, "walk", "walks that the agent learns from", check=POSITIVE)
+    side_by_side: int = flag(8, "walk", "walks at a time while the agent learns", check=POSITIVE)
+    policies: tuple[str, ...] = flag((), "walk", "policies that are measured (default: all)", changes_results=False)
+
+    def training(self) -> Config:
+        """The chained run of ``max_hops`` hops that a walk is."""
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(Config)}
+        return Config(**settings | {"epochs": self.max_hops * self.local_epochs / self.num_workers, "seeds": 1})
+
+    def check(self) -> None:
+        """Settings that do not go together."""
+        super().check()
+        if self.num_workers is not None and self.num_workers < 2:
+            raise UsageError("--num_workers 1: a walk needs two nodes at least.")
