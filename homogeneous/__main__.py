@@ -77,11 +77,11 @@ def run(config: WalkConfig, folder: Path) -> dict[str, Any]:
     from utils.random import derive_seed
     from utils.records import write_json
 
-    world, names = World(config), chosen(config.policies)
+    world, names = World.of(config), chosen(config.policies)
     claim(config, folder)
     policies = {name: POLICIES[name] for name in names}
     if config.agent != "none":
-        policies["agent"] = learned(world, folder)
+        policies["agent"] = learned(config, world, folder)
     seeds = [derive_seed(config.seed, "measured walk", s) for s in range(config.seeds)]
     found = {}
     for name, policy in policies.items():
@@ -138,13 +138,13 @@ def claim(config: WalkConfig, folder: Path) -> None:
     write_json(path, {"config": config.to_json(), "settings": settings_of(config.training())})
 
 
-def learned(world: World, folder: Path) -> Any:
+def learned(config: WalkConfig, world: World, folder: Path) -> Any:
     """The agent of this folder, which learns now where there is none."""
     from homogeneous.agent import learn, load_agent
     from utils.progress import bar
     from utils.records import MetricsLog
 
-    config, path = world.config, folder / "agent.safetensors"
+    path = folder / "agent.safetensors"
     if path.exists():
         return load_agent(path)
     log = MetricsLog(folder / "episodes.jsonl")  # a round is a walk
@@ -158,7 +158,7 @@ def learned(world: World, folder: Path) -> Any:
 
     with bar(config.episodes, "the agent learns", "walk", config.quiet) as ticks:
         agent = learn(world, config.episodes, config.side_by_side, config.seed, done, told)
-    agent.save(path, {"goal": config.goal, "max_hops": config.max_hops, "episodes": config.episodes})
+    agent.save(path)
     return agent
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from homogeneous.world import Walking, World
+from homogeneous.world import Rules, Walking, World
 from utils.errors import UsageError
 from utils.random import derive_seed
 from utils.records import write_atomically
@@ -57,10 +57,10 @@ class Values(nn.Module):
 
 
 class Agent:
-    """A policy (:mod:`homogeneous.policies`): the node of the greatest value."""
+    """A policy (:mod:`homogeneous.policies`): the node of the greatest value. ``rules``: those it has learned under."""
 
-    def __init__(self, values: Values):
-        self.values = values
+    def __init__(self, values: Values, rules: Rules):
+        self.values, self.rules = values, rules
 
     @torch.no_grad()
     def __call__(self, walking: Walking, walks: Sequence[int]) -> list[int]:
@@ -72,10 +72,10 @@ class Agent:
             )
         return self.values(torch.from_numpy(walking.observations()[list(walks)])).argmax(1).tolist()
 
-    def save(self, path: Path, about: dict[str, Any]) -> None:
-        """Write it. ``about``: JSON-able, what it has learned from."""
-        shape = {"nodes": self.values.nodes, "features": self.values.features}
-        metadata = {"agent": json.dumps({**shape, **about}, sort_keys=True)}
+    def save(self, path: Path) -> None:
+        """Write it."""
+        about = {"nodes": self.values.nodes, "features": self.values.features, "rules": self.rules.to_json()}
+        metadata = {"agent": json.dumps(about, sort_keys=True)}
         data = save({name: tensor.contiguous() for name, tensor in self.values.state_dict().items()}, metadata)
         write_atomically(path, lambda file: file.write(data))
 
@@ -87,9 +87,10 @@ def load_agent(path: Path) -> Agent:
             about = json.loads(file.metadata()["agent"])
             values = Values(int(about["nodes"]), int(about["features"]))
             values.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118, no dict
+            rules = Rules.from_json(about["rules"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{path} is no agent ({str(error).splitlines()[0]}).") from error
-    return Agent(values)
+    return Agent(values, rules)
 
 
 def learn(
@@ -104,7 +105,7 @@ def learn(
 
     from homogeneous.environment import GAMMA, WalkVecEnv
 
-    N = world.config.num_workers
+    N = world.num_nodes
 
     class OpenPolicy(DQNPolicy):
         def make_q_net(self) -> QNetwork:
@@ -145,14 +146,14 @@ def learn(
         for hops, values in enumerate(walk["measured"]):
             measured = tuple(float("nan") if value is None else value for value in values)
             env.walking.known[(walk["seed"], *walk["nodes"][:hops])] = measured
-    steps = episodes * world.config.max_hops
+    steps = episodes * world.rules.max_hops
     torch.manual_seed(derive_seed(seed, "agent") % 2**63)
     model = OpenDQN(
         OpenPolicy,
         env,
         learning_rate=1e-3,
         buffer_size=50_000,
-        learning_starts=5 * world.config.max_hops,
+        learning_starts=5 * world.rules.max_hops,
         batch_size=128,
         gamma=GAMMA,
         n_steps=3,
@@ -167,4 +168,4 @@ def learn(
     )
     model.draw = np.random.default_rng(derive_seed(seed, "exploration"))
     model.learn(steps, callback=Watch(), log_interval=None)
-    return Agent(model.q_net.q_net.cpu())
+    return Agent(model.q_net.q_net.cpu(), world.rules)

@@ -44,7 +44,7 @@ def move(walking: Walking, walks: Sequence[int], nodes: Sequence[int]) -> np.nda
     cost = walking.go(walks, nodes)
     after = walking.distance_to_goal()[list(walks)]
     lost = walking.over_M()[list(walks)] & ~walking.reached_M()[list(walks)]
-    return SHAPING * (before - GAMMA * after) - cost / walking.config.max_hops - lost
+    return SHAPING * (before - GAMMA * after) - cost / walking.rules.max_hops - lost
 
 
 class WalkEnv(gymnasium.Env):

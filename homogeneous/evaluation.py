@@ -25,13 +25,13 @@ COMPARED = ("hops", "cost", "total")
 def record(walking: Walking) -> dict[str, list]:
     """What the walks of a policy came to, a value each: ``hops`` as made, ``counted`` hops (PAR2), ``cost`` (distance),
     ``total`` = counted hops + weight x distance, whether they ``reached`` the goal, and where they went."""
-    config, reached_S = walking.config, walking.reached_M()
-    counted_S = np.where(reached_S, walking.hop_M, PENALTY * config.max_hops)
+    rules, reached_S = walking.rules, walking.reached_M()
+    counted_S = np.where(reached_S, walking.hop_M, PENALTY * rules.max_hops)
     return {
         "hops": walking.hop_M.tolist(),
         "counted": counted_S.tolist(),
         "cost": walking.cost_M.tolist(),
-        "total": (counted_S + config.cost_weight * walking.cost_M).tolist(),
+        "total": (counted_S + rules.cost_weight * walking.cost_M).tolist(),
         "reached": reached_S.tolist(),
         "nodes": walking.nodes,
         "figures": [[values[0] for values in measured] for measured in walking.measured],

@@ -39,14 +39,14 @@ def nearest(walking: Walking, walks: Sequence[int]) -> list[int]:
     chosen = []
     for m in walks:
         visits_N, at = walking.visits_MN[m], walking.at_M[m]
-        wanted = min((visits_N[k], walking.world.distance_NN[at, k], k) for k in range(walking.N) if k != at)[2]
+        wanted = min((visits_N[k], walking.rules.distance_NN[at, k], k) for k in range(walking.N) if k != at)[2]
         chosen.append(_towards(walking, m, wanted))
     return chosen
 
 
 def tour(walking: Walking, walks: Sequence[int], stay: int = 1) -> list[int]:
     """Along the shortest tour over all nodes, ``stay`` hops at each."""
-    order = walking.world.job.once("homogeneous tour", lambda: shortest_tour(walking.world.distance_NN))
+    order = walking.world.job.once("homogeneous tour", lambda: shortest_tour(walking.rules.distance_NN))
     return [_towards(walking, m, order[int(walking.hop_M[m]) // stay % walking.N]) for m in walks]
 
 

@@ -20,13 +20,15 @@ Legend: M walks, N nodes, S strata, F features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse.csgraph import shortest_path
 
 from homogeneous.args import WalkConfig
-from training.build import build
+from training.build import Job, build
 from training.walk import Walks
 from utils.errors import UsageError
 from utils.files import read_lines
@@ -34,17 +36,52 @@ from utils.files import read_lines
 LOSSES = 3.0  # times the first loss; a model that diverges is no further away than this
 
 
-class World:
-    """Nodes with their data (a :class:`training.build.Job`), who may follow whom ``open_NN``, and ``distance_NN``."""
+@dataclass(frozen=True)
+class Rules:
+    """Where a walk ends and what it costs: ``goal`` of the metric, ``max_hops``, ``cost_weight`` (hops that a distance
+    of 1 is worth), and the ``distance_NN`` of every two nodes."""
 
-    def __init__(self, config: WalkConfig):
-        self.config, self.job = config, build(config.training())
-        N = config.num_workers
-        linked_NN = sum(matrix.toarray() != 0 for matrix in self.job.topology.matrices) > 0
-        self.open_NN = linked_NN | linked_NN.T | np.eye(N, dtype=bool)  # a model may stay
-        self.distance_NN = distances(config.distances, N)
+    goal: float
+    max_hops: int
+    cost_weight: float
+    distance_NN: np.ndarray
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able."""
+        return vars(self) | {"distance_NN": self.distance_NN.tolist()}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Rules:
+        """What :meth:`to_json` gave. Raises KeyError, TypeError or ValueError where it is damaged."""
+        distance_NN = np.array(record["distance_NN"], dtype=np.float64)
+        if distance_NN.ndim != 2 or not np.isfinite(distance_NN).all():
+            raise ValueError("its distances are no matrix")
+        return cls(float(record["goal"]), int(record["max_hops"]), float(record["cost_weight"]), distance_NN)
+
+
+class World:
+    """Nodes with their data (a chained :class:`training.build.Job`), rules, and who may follow whom ``open_NN``: a
+    model may stay. Raises :class:`UsageError` where some nodes cannot be reached."""
+
+    def __init__(self, job: Job, rules: Rules):
+        self.job, self.rules, N = job, rules, job.config.num_workers
+        if rules.distance_NN.shape != (N, N):
+            raise UsageError(f"the distances are those of {len(rules.distance_NN)} nodes; here there are {N}.")
+        linked_NN = sum(matrix.toarray() != 0 for matrix in job.topology.matrices) > 0
+        self.open_NN = linked_NN | linked_NN.T | np.eye(N, dtype=bool)
         if np.isinf(shortest_path(self.open_NN, directed=False, unweighted=True)).any():
-            raise UsageError(f"--mode {config.mode}: some nodes cannot be reached, and the walk gets stuck.")
+            raise UsageError(f"--mode {job.config.mode}: some nodes cannot be reached, and the walk gets stuck.")
+
+    @classmethod
+    def of(cls, config: WalkConfig) -> World:
+        """The world that the configuration describes."""
+        distance_NN = distances(config.distances, config.num_workers)
+        return cls(build(config.training()), Rules(config.goal, config.max_hops, config.cost_weight, distance_NN))
+
+    @property
+    def num_nodes(self) -> int:
+        """N."""
+        return len(self.open_NN)
 
     def walks(self, count: int) -> Walking:
         """So many walks side by side."""
@@ -89,8 +126,8 @@ class Walking:
     """
 
     def __init__(self, world: World, count: int):
-        self.world, self.config = world, world.config
-        self.walks = Walks(world.job, count, world.config.max_hops)
+        self.world, self.rules = world, world.rules
+        self.walks = Walks(world.job, count, world.rules.max_hops)
         self.metric = self.walks.metric
         self.N = self.walks.num_nodes
         self.seeds = [0] * count
@@ -137,7 +174,7 @@ class Walking:
                 raise UsageError(f"a walk cannot go from node {a} to node {b}: they have no link.")
         for m, k in zip(walks, nodes, strict=True):
             self.nodes[m].append(k)
-        distance = self.world.distance_NN[before, nodes]
+        distance = self.rules.distance_NN[before, nodes]
         self.at_M[walks] = nodes
         self.hop_M[walks] += 1
         self.visits_MN[walks, nodes] += 1
@@ -146,7 +183,7 @@ class Walking:
         self.last_MN[walks, nodes] = self.hop_M[walks]
         for m, k in zip(walks, nodes, strict=True):
             self.change_MN[m, k] = (self.measured[m][-1][1] - self.measured[m][-2][1]) / self.measured[m][0][1]
-        return 1 + self.config.cost_weight * distance
+        return 1 + self.rules.cost_weight * distance
 
     def _measure(self, walks: list[int]) -> None:
         """What these walks' models are worth where they are now: remembered, or trained and measured."""
@@ -171,12 +208,12 @@ class Walking:
     def looked_ahead(self, m: int, nodes: Sequence[int]) -> np.ndarray:
         """The validation loss of walk ``m`` after each of these nodes has trained it."""
         self._train([m])
-        trial = self.world.job.once("look-ahead walks", lambda: Walks(self.world.job, self.N, self.config.max_hops))
+        trial = self.world.job.once("look-ahead walks", lambda: Walks(self.world.job, self.N, self.rules.max_hops))
         return trial.tried_from(self.walks, m, nodes)
 
     def distance_to_goal(self) -> np.ndarray:
         """How far each walk's metric is from the goal [M]; 0 where it is reached."""
-        gap_M = self.config.goal - self.figure_M
+        gap_M = self.rules.goal - self.figure_M
         gap_M = gap_M if self.metric.higher_is_better else -gap_M
         return np.maximum(np.nan_to_num(gap_M, nan=1e3), 0.0)
 
@@ -186,7 +223,7 @@ class Walking:
 
     def over_M(self) -> np.ndarray:
         """Whether each walk has ended: at the goal, or after its last hop."""
-        return self.reached_M() | (self.hop_M >= self.config.max_hops)
+        return self.reached_M() | (self.hop_M >= self.rules.max_hops)
 
     def open_MN(self) -> np.ndarray:
         """Where each walk may go next."""
@@ -194,8 +231,8 @@ class Walking:
 
     def observations(self) -> np.ndarray:
         """What is seen of each walk, float32 [M, F]: the table above."""
-        since_MN = np.where(self.last_MN < 0, 1.0, (self.hop_M[:, None] - self.last_MN) / self.config.max_hops)
-        distance_MN = self.world.distance_NN[self.at_M] / max(self.world.distance_NN.max(), 1e-12)
+        since_MN = np.where(self.last_MN < 0, 1.0, (self.hop_M[:, None] - self.last_MN) / self.rules.max_hops)
+        distance_MN = self.rules.distance_NN[self.at_M] / max(self.rules.distance_NN.max(), 1e-12)
         loss_MS = np.array([measured[-1][2:] for measured in self.measured])
         first_M = np.array([measured[0][1] for measured in self.measured])
         parts = [
@@ -207,7 +244,7 @@ class Walking:
             self.change_MN,
             loss_MS / first_M[:, None],
             self.distance_to_goal()[:, None],
-            self.hop_M[:, None] / self.config.max_hops,
+            self.hop_M[:, None] / self.rules.max_hops,
         ]
         seen_MF = np.concatenate([np.asarray(p, dtype=np.float64) for p in parts], 1)
         return np.clip(np.nan_to_num(seen_MF, nan=LOSSES), -LOSSES, LOSSES).astype(np.float32)

@@ -70,6 +70,9 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "async_alpha": [("--async_alpha 0.3 --protocol fedavg", "--async_alpha 0.3 --protocol fedasync")],
     "staleness_exponent": [("--staleness_exponent 1", "--staleness_exponent 1 --protocol fedasync")],
     "buffer_size": [("--buffer_size 2", "--buffer_size 2 --protocol fedasync")],
+    "policy": [
+        ("--policy FILE --protocol chained", "--policy FILE --protocol chained --chain_order policy"),
+    ],
     "chain_order": [("--chain_order random", "--chain_order random --protocol chained")],
     "latency_ms": [("--latency_ms 5 --protocol local", "--latency_ms 5")],
     "bandwidth_mbps": [("--bandwidth_mbps 5 --protocol local", "--bandwidth_mbps 5 --protocol fedavg")],

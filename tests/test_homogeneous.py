@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,15 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import main as main_py
 from homogeneous.__main__ import main
 from homogeneous.args import WalkConfig
 from homogeneous.evaluation import record, reduction, verdict
 from homogeneous.policies import POLICIES, run
-from homogeneous.world import World, distances
+from homogeneous.world import Rules, World, distances
+from tests import command
 from tests.command import refused
 from tests.runs import digits_job
+from training.build import build
 from training.protocols import load_protocol
 from training.walk import Walks
+from utils.args import Config, parse
 from utils.errors import UsageError
 from utils.progress import ignored
 
@@ -26,7 +31,7 @@ SMALL = ("--quiet", "--threads", "1", "--max_hops", "8", "--seeds", "2", "--max_
 
 def world(**settings) -> World:
     small = {"quiet": True, "threads": 1, "max_hops": 8, "max_train": 400, "num_workers": 5}
-    return World(WalkConfig(**small | settings))
+    return World.of(WalkConfig(**small | settings))
 
 
 @pytest.fixture(scope="module")
@@ -198,12 +203,68 @@ def test_an_agent_of_another_world_is_refused(tmp_path, small):
     path = tmp_path / "agent.safetensors"
     walking = small.walks(1)
     walking.start([0], [0])
-    Agent(Values(5, walking.features)).save(path, {})
+    Agent(Values(5, walking.features), small.rules).save(path)
     assert POLICIES["random"](walking, [0]) and load_agent(path)(walking, [0])[0] in range(5)
-    Agent(Values(6, walking.features + 6)).save(path, {})
+    Agent(Values(6, walking.features + 6), small.rules).save(path)
     with pytest.raises(UsageError, match="6 nodes"):
         load_agent(path)(walking, [0])
     for data in (b"", b"garbage", path.read_bytes()[:-9]):
         path.write_bytes(data)
         with pytest.raises(UsageError, match="is no agent"):
             load_agent(path)
+
+
+@pytest.fixture
+def agent_file(tmp_path, small) -> str:
+    """An agent that has learned nothing, but has opinions."""
+    from homogeneous.agent import Agent, Values
+
+    torch.manual_seed(2)
+    walking = small.walks(1)
+    walking.start([0], [0])
+    path = tmp_path / "agent.safetensors"
+    Agent(Values(5, walking.features), Rules(2.0, 10, 1.0, distances("random", 5))).save(path)
+    return str(path)
+
+
+FOLLOWED = ("--protocol", "chained", "--chain_order", "policy", "--num_workers", "5", "--max_train", "400", "--engine",
+            "threads", "--mode", "all", "--epochs", "2", "--checkpoint_every", "3")  # fmt: skip
+
+
+def test_a_real_run_follows_the_agent(tmp_path, agent_file, capsys):
+    from homogeneous.agent import load_agent
+
+    run_dir = command.train(tmp_path, *FOLLOWED, "--policy", agent_file)
+    visits, seen = (command.load(run_dir / "summary.json")[key] for key in ("visits", "seen"))
+    assert len(visits) == len(seen) == 10 and len(set(visits)) > 1
+    agent = load_agent(Path(agent_file))
+    flags = command.arguments(tmp_path, *FOLLOWED, "--policy", agent_file)
+    walking = run(World(build(parse(Config, flags, "")), agent.rules), agent, [0], ignored)
+    assert walking.nodes == [visits] and [list(values) for values in walking.measured[0][:10]] == seen
+
+    model = (run_dir / "model.safetensors").read_bytes()
+    (run_dir / "summary.json").unlink()
+    max((run_dir / "checkpoints").iterdir()).unlink()
+    command.train(tmp_path, *FOLLOWED, "--policy", agent_file, "--resume")
+    again = command.load(run_dir / "summary.json")
+    assert (again["visits"], again["seen"]) == (visits, seen) and (run_dir / "model.safetensors").read_bytes() == model
+    Path(agent_file).write_bytes(b"another")
+    assert "--policy" in refused(capsys, main_py.main([*flags, "--resume"]))
+
+
+def test_a_run_that_follows_the_agent_is_scored_and_audited(tmp_path, agent_file):
+    flags = (*FOLLOWED, "--policy", agent_file, "--model", "mlp_smooth", "--dtype", "float64")
+    scoring = ("--pruning_algorithm", "cascade", "--no-control", "--audit", "--audit_groups", "8")
+    scoring = (*scoring, "--methods", "cascade")
+    folder = command.prune(tmp_path, *flags, *scoring)
+    visits = command.load(folder / "stage1" / "summary.json")["visits"]
+    [stage2] = folder.glob("stage2_*")
+    assert len(visits) == len(command.load(stage2 / "summary.json")["visits"]) == 10
+    assert command.load(folder / "audit.json")["methods"]["cascade"]["lds"] > 0.7
+
+
+def test_the_agent_of_a_run_must_fit(tmp_path, agent_file, capsys):
+    flags = ("--protocol", "chained", "--chain_order", "policy")
+    assert "--policy FILE" in refused(capsys, main_py.main(command.arguments(tmp_path, *flags)))
+    argv = command.arguments(tmp_path, *flags, "--policy", agent_file, "--num_workers", "4", name="four")
+    assert "5 nodes" in refused(capsys, main_py.main(argv))

@@ -47,7 +47,9 @@ class Job:
     """A run, ready to start. Sample ids index ``dataset.inputs_n``; ``train_ids`` (partitioned over
     the workers in ``shards``) and ``val_ids`` are disjoint. ``owners``: the owner that each worker is, where shards are
     owners'. ``whole_N``: samples each worker had before pruning;
-    the length of a run and of its local epochs follows from these, so pruning does not shorten the training."""
+    the length of a run and of its local epochs follows from these, so pruning does not shorten the training.
+    ``decisions``: what was decided as the run went and does not follow from the configuration; checkpoints keep it, and
+    whoever replays the run reads it."""
 
     config: Config
     execution: Execution
@@ -66,6 +68,7 @@ class Job:
     engine: Engine
     initial_ND: Tensor
     corruption: dict[str, Any]
+    decisions: dict[str, list] = field(default_factory=dict)
     _kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def once(self, name: str, compute: Callable[[], T]) -> T:

@@ -52,7 +52,7 @@ class Stage1:
     @property
     def recipe(self) -> Recipe:
         """What another process needs to repeat it."""
-        return Recipe(self.config, self.job.execution, self.run.rounds, self.job.identity["digest"])
+        return Recipe(self.config, self.job.execution, self.run.rounds, self.job.identity["digest"], self.job.decisions)
 
     def scores(self, method: str) -> tuple[Tensor, Path]:
         """Scores [n] of a method and where they are kept."""
@@ -155,6 +155,7 @@ def open_stage1(config: PruningConfig) -> Stage1:
         raise UsageError(
             f"the final checkpoint of {run_dir} is missing or damaged: --stage 1 --overwrite trains it again."
         )
+    job.decisions.update(final.state.get("decisions", {}))
     run = RecordedRun(job, summary["rounds"], run_dir, config.memory_gb * 1e9)
     run.set_final(final.tensors)
     return Stage1(config, folder, run_dir, job, run, summary, digest_tensors(final.tensors))

@@ -28,16 +28,19 @@ from utils.progress import Progress, ignored
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """All that another process needs to repeat a run: plain values, no tensors of models. ``run``: its digest
-    (see :mod:`training.identity`), which must be the same there."""
+    (see :mod:`training.identity`), which must be the same there. ``decisions``: those of the run's job."""
 
     config: Config
     execution: Execution
     rounds: int
     run: str
+    decisions: dict[str, list] = dataclasses.field(default_factory=dict)
 
     def job(self, kept_ids: Tensor | None = None) -> Job:
         """The run, built anew; ``kept_ids``: on these training samples only."""
-        return build(dataclasses.replace(self.config, quiet=True, config=None), self.execution, kept_ids)
+        job = build(dataclasses.replace(self.config, quiet=True, config=None), self.execution, kept_ids)
+        job.decisions.update(self.decisions)
+        return job
 
 
 def retrain(

@@ -110,6 +110,7 @@ class Trainer:
             self.stopped = found.state["stopped"]
             self._losses = found.state["losses"]
             self.fleet.isolated = set(found.state["isolated"])
+            self.job.decisions.update(found.state.get("decisions", {}))
             self.stopping.load_state_dict(found.state["early_stopping"])
 
     def _record(self) -> None:
@@ -232,6 +233,7 @@ class Trainer:
             "losses": self._losses,
             "isolated": sorted(self.fleet.isolated),
             "early_stopping": self.stopping.state_dict(),
+            "decisions": self.job.decisions,
         }
         self._write("checkpoints", state)
         self._last_checkpoint = time.monotonic()
@@ -267,6 +269,7 @@ class Trainer:
             "virtual_seconds": self.virtual_seconds,
             "messages": self.messages,
             "bytes": self.messages * job.virtual_time.row_bytes,
+            **job.decisions,
         }
         return save_result(job, self.fleet, self.model(), self.run_dir, summary)
 

@@ -9,7 +9,7 @@ Legend: M walks, N nodes, D floats a row, S strata of the validation samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -142,7 +142,14 @@ class Walks:
     def measure(self, walks: Sequence[int]) -> list[tuple[float, ...]]:
         """The task's first metric, the loss, and the loss in each stratum of these walks' models, on the validation
         samples."""
-        whole = self.fleet.measure(list(walks), self.job.val_ids)
-        losses = [self.fleet.measure(list(walks), ids_v)["loss"] for ids_v in self.strata]
+        return self._figures(lambda ids_v: self.fleet.measure(list(walks), ids_v))
+
+    def figures_of(self, fleet: Fleet) -> tuple[float, ...]:
+        """The same of the model that walks over a chained run's fleet."""
+        row_1D = fleet.rows_RD[:1]
+        return self._figures(lambda ids_v: fleet.evaluate(self.job.samples, ids_v, row_1D))[0]
+
+    def _figures(self, measure: Callable[[Tensor], dict[str, Tensor]]) -> list[tuple[float, ...]]:
+        whole, losses = measure(self.job.val_ids), [measure(ids_v)["loss"] for ids_v in self.strata]
         values_MK = torch.stack([whole[self.metric.name], whole["loss"], *losses], 1)
         return [tuple(values) for values in values_MK.tolist()]

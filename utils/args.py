@@ -20,7 +20,7 @@ from utils.errors import UsageError, unknown_name
 from utils.files import check_text
 from utils.parser import EPILOG, Help, Parser, add_flag, unknown_flag
 from utils.recorded import LARGEST, read_recorded, recorded_fields, recorded_files
-from utils.registry import DATASETS, NETWORKS, PARTITIONS, PROTOCOLS, TOPOLOGIES
+from utils.registry import CHAIN_ORDERS, DATASETS, NETWORKS, PARTITIONS, PROTOCOLS, TOPOLOGIES
 
 C = TypeVar("C", bound="Config")
 Check = tuple[Callable[[Any], bool], str]
@@ -34,7 +34,6 @@ SHARE: Check = (lambda v: 0 < v <= 1, "must be above 0 and at most 1")
 SEEDS: Check = (lambda v: 1 <= v <= 10_000, "must be from 1 to 10000")  # more are a mistake in typing, days later
 
 SCHEDULES = ("constant", "multistep", "exponential", "cosine")
-CHAIN_ORDERS = ("fixed", "random", "shortest")
 
 
 def flag(
@@ -181,7 +180,12 @@ class Config:
         0.5, "protocols", "fedasync: X in the weight (staleness + 1)^-X of a late model", check=NOT_NEGATIVE
     )
     buffer_size: int = flag(1, "protocols", "fedasync: models the server averages at a time (FedBuff)", check=POSITIVE)
-    chain_order: str = flag("fixed", "protocols", "chained: who is next", choices=CHAIN_ORDERS)
+    chain_order: str = flag(
+        "fixed", "protocols", "chained: who is next (policy: what an agent says)", choices=tuple(CHAIN_ORDERS)
+    )
+    policy: str | None = flag(
+        None, "protocols", "--chain_order policy: an agent of python -m homogeneous (agent.safetensors)", metavar="FILE"
+    )
     speed_spread: float = flag(
         0.0, "protocols", "virtual time: standard deviation of the logarithm of the workers' speeds", check=NOT_NEGATIVE
     )
@@ -312,6 +316,8 @@ class Config:
         """Settings that do not go together."""
         if self.mode == "file" and not self.topology_file:
             raise UsageError("--mode file needs --topology_file FILE (an edge list or a matrix).")
+        if self.protocol == "chained" and self.chain_order == "policy" and not self.policy:
+            raise UsageError("--chain_order policy needs --policy FILE (agent.safetensors of python -m homogeneous).")
         if self.run_name is not None:
             check_run_name(self.run_name)
         if self.resume and self.overwrite:

@@ -36,7 +36,7 @@ def _only(name: str, *values: Any) -> Condition:
 
 def _gossips(c: Any) -> bool:
     if c.protocol == "chained":
-        return c.chain_order == "shortest"
+        return c.chain_order in ("shortest", "policy")
     return c.protocol not in ("local", "fedavg", "fedasync")
 
 
@@ -117,7 +117,7 @@ EFFECTS: tuple[Effect, ...] = (
         ("mode", "topology_file"),
         _gossips,
         "--protocol {protocol} asks no graph who is whose neighbour (gossip does, and chained with --chain_order "
-        "shortest)",
+        "shortest or policy)",
     ),
     Effect(
         ("mode", "topology_file", "aggregation"),
@@ -146,6 +146,11 @@ EFFECTS: tuple[Effect, ...] = (
         "it needs --protocol fedasync",
     ),
     Effect(("chain_order",), _only("protocol", "chained"), "it needs --protocol chained"),
+    Effect(
+        ("policy",),
+        lambda c: c.protocol == "chained" and c.chain_order == "policy",
+        "it needs --protocol chained --chain_order policy",
+    ),
     Effect(
         ("latency_ms", "bandwidth_mbps"),
         lambda c: c.protocol != "local",

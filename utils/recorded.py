@@ -20,7 +20,7 @@ from utils.files import parse_json, read_bytes
 if TYPE_CHECKING:
     from utils.args import Config
 
-FILES = ("drop_samples", "keep_samples", "topology_file")  # flags that name files: they count by content
+FILES = ("drop_samples", "keep_samples", "topology_file", "policy")  # flags that name files: they count by content
 # A replay is a new run, elsewhere; and a file from elsewhere must not make this machine connect to another.
 NOT_REPLAYED = ("resume", "overwrite", "run_name", "config", "cluster")
 

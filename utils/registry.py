@@ -70,6 +70,13 @@ TOPOLOGIES = {  # (num_workers, **options) -> mixing matrices: utils/topology.py
     "file": "utils.topology:from_file",
 }
 
+CHAIN_ORDERS = {  # who trains a walking model next: training/protocols/chained.py
+    "fixed": "training.protocols.chained:fixed",
+    "random": "training.protocols.chained:random",
+    "shortest": "training.protocols.chained:shortest",
+    "policy": "homogeneous.order:decided",
+}
+
 PROTOCOLS = {  # a subclass of training.protocols.Protocol
     "gossip": "training.protocols.gossip:Gossip",
     "local": "training.protocols.local:Local",

@@ -78,8 +78,8 @@ class Round:
 
 
 class Protocol(ABC):
-    """What a protocol says. ``rounds`` and ``plan`` are pure functions of the configuration: resume, replay and the
-    influence methods ask for any round in any order.
+    """What a protocol says. ``rounds`` and ``plan`` are pure functions of the configuration (and of ``job.decisions``):
+    resume, replay and the influence methods ask for any round in any order.
 
     ``shared``: all rows are equal after a round, so that one evaluation serves all workers. ``evaluate_every``:
     rounds between evaluations, where not an epoch.
@@ -100,6 +100,7 @@ class Protocol(ABC):
         """Rounds ``first`` .. end. Here: some workers step, then rows mix linearly, and nothing else, which is what
         influence methods can differentiate."""
         for r in range(first, self.rounds(job)):
+            self.decide(fleet, job, r)
             plan = self.plan(job, r)
             loss_R = train_round(fleet, plan)
             if job.config.on_bad_worker == "isolate":
@@ -107,6 +108,10 @@ class Protocol(ABC):
             if plan.mixing is not None:
                 mix_round(fleet, job, plan, r)
             yield finished(fleet, plan, r + 1, loss_R)
+
+    def decide(self, fleet: Fleet, job: Job, r: int) -> None:  # noqa: B027, most protocols have nothing to decide
+        """Before round ``r``: what its plan needs and the state of the run tells goes into ``job.decisions``, unless it
+        is there already."""
 
     def workers_at_once(self, config: Config) -> int:
         """How many workers train at a time."""

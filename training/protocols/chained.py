@@ -20,6 +20,8 @@ from scipy.sparse.csgraph import shortest_path
 
 from training.protocols import Protocol, RoundPlan, local_epoch_steps
 from utils.random import permutations
+from utils.registry import CHAIN_ORDERS, load
+from workers.worker_vision import Fleet
 
 if TYPE_CHECKING:
     from training.build import Job
@@ -41,6 +43,12 @@ class Chained(Protocol):
         """The one of this hop."""
         return 1
 
+    def decide(self, fleet: Fleet, job: Job, r: int) -> None:
+        """Whom an order that looks at the model would visit."""
+        order = load(CHAIN_ORDERS, job.config.chain_order, "order")
+        if hasattr(order, "decide"):
+            order.decide(fleet, job, r)
+
     def plan(self, job: Job, r: int) -> RoundPlan:
         """The worker of this hop trains; then every row is its row."""
         N, worker, clock = job.config.num_workers, worker_at(job, r), job.virtual_time
@@ -51,7 +59,7 @@ class Chained(Protocol):
         alone = N == 1
         return RoundPlan(
             steps_N=steps_N,
-            first_N=r // N * epoch_steps_N,  # every worker trains once a cycle, whatever the order
+            first_N=visits_before(job, r) * epoch_steps_N,
             lr=job.learning_rate(r, self.rounds(job)),
             mixing=None if alone else hand_on,
             messages=0 if alone else 1,
@@ -60,15 +68,34 @@ class Chained(Protocol):
         )
 
 
+def visits_before(job: Job, r: int) -> int:
+    """How often the worker of this hop has trained before."""
+    if "visits" in job.decisions:
+        return job.decisions["visits"][:r].count(worker_at(job, r))
+    return r // job.config.num_workers  # every worker trains once a cycle, whatever the order
+
+
 def worker_at(job: Job, hop: int) -> int:
-    """Who trains at this hop: 0 .. N-1 in turn, a new permutation every cycle, or the shortest tour."""
-    N, cycle, place = job.config.num_workers, hop // job.config.num_workers, hop % job.config.num_workers
-    if job.config.chain_order == "random":
-        order = job.once(f"chain {cycle}", lambda: permutations(torch.tensor([N]), job.config.seed, "chain", cycle)[0])
-        return int(order[place])
-    if job.config.chain_order == "shortest":
-        return job.once("chain tour", lambda: shortest_tour(job.topology.matrices[0]))[place]
-    return place
+    """Who trains at this hop, by ``--chain_order``: a function of the job and the hop. One that has a ``decide`` is
+    asked, with the fleet, before the hop, and puts its answer into ``job.decisions["visits"]``."""
+    return load(CHAIN_ORDERS, job.config.chain_order, "order")(job, hop)
+
+
+def fixed(job: Job, hop: int) -> int:
+    """0 .. N-1 in turn."""
+    return hop % job.config.num_workers
+
+
+def random(job: Job, hop: int) -> int:
+    """A new permutation every cycle."""
+    N, cycle = job.config.num_workers, hop // job.config.num_workers
+    order = job.once(f"chain {cycle}", lambda: permutations(torch.tensor([N]), job.config.seed, "chain", cycle)[0])
+    return int(order[hop % N])
+
+
+def shortest(job: Job, hop: int) -> int:
+    """The shortest tour."""
+    return job.once("chain tour", lambda: shortest_tour(job.topology.matrices[0]))[hop % job.config.num_workers]
 
 
 def shortest_tour(mixing: sparse.csr_array) -> list[int]:
