@@ -77,8 +77,10 @@ def run(config: WalkConfig, folder: Path) -> dict[str, Any]:
     from utils.random import derive_seed
     from utils.records import write_json
 
-    world, names = World.of(config), chosen(config.policies)
+    names = chosen(config.policies)
     claim(config, folder)
+    world = World.of(config)
+    check_data(world, folder)
     policies = {name: POLICIES[name] for name in names}
     if config.agent != "none":
         policies["agent"] = learned(config, world, folder)
@@ -136,6 +138,17 @@ def claim(config: WalkConfig, folder: Path) -> None:
             raise UsageError(f"{folder} exists: --resume goes on with it, --overwrite replaces it.")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {"config": config.to_json(), "settings": settings_of(config.training())})
+
+
+def check_data(world: World, folder: Path) -> None:
+    """Raises :class:`UsageError` where what lies in the folder was found on other data."""
+    from utils.errors import UsageError
+    from utils.records import read_json, write_json
+
+    path, digest = folder / "data.json", world.job.identity["digest"]
+    if path.exists() and read_json(path).get("digest") != digest:
+        raise UsageError(f"{folder} was made on other data: give another --run_name, or --overwrite.")
+    write_json(path, {"digest": digest})
 
 
 def learned(config: WalkConfig, world: World, folder: Path) -> Any:

@@ -268,3 +268,11 @@ def test_the_agent_of_a_run_must_fit(tmp_path, agent_file, capsys):
     assert "--policy FILE" in refused(capsys, main_py.main(command.arguments(tmp_path, *flags)))
     argv = command.arguments(tmp_path, *flags, "--policy", agent_file, "--num_workers", "4", name="four")
     assert "5 nodes" in refused(capsys, main_py.main(argv))
+
+
+def test_one_walk_is_enough_and_other_data_are_refused(tmp_path, capsys):
+    flags = [*SMALL, "--results_dir", str(tmp_path), "--run_name", "r", "--agent", "none", "--policies", "random"]
+    assert main([*flags, "--seeds", "1"]) == 0
+    path = tmp_path / "r" / "homogeneous" / "data.json"
+    path.write_text(path.read_text().replace('"digest": "', '"digest": "0'))
+    assert "other data" in refused(capsys, main([*flags, "--seeds", "1", "--resume"]))
