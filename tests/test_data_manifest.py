@@ -219,11 +219,6 @@ def test_a_run_over_owners_prints_macro_auroc(tmp_path, monkeypatch, capsys):
     assert two["owners"] == ["owner 0", "owner 1"] and two["task"]["metrics"][0]["name"] == "macro_auroc"
 
 
-def test_test_rows_without_any_area_are_refused_before_training(write, load):
-    write((*FINDINGS[:4], "a/4.png,cat|dog|eel,test", "b/5.png,cat|dog|?eel,test"))
-    assert "no AUROC" in said(load)
-
-
 def test_natural_shards_without_owners_are_refused(write, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = write(FINDINGS)
