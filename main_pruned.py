@@ -88,7 +88,7 @@ def run(config: PruningConfig) -> dict[str, Any]:
         metric = metric_of(record["stage1"])
         before, after = (shown(figure_of(record[stage]), metric) for stage in ("stage1", "stage2"))
         what = f"({method}, {record['ratio']:.4g} kept)"
-        print(f"test {metric['name']} {before} in stage 1, {after} in stage 2 {what}; {stage1.folder}")
+        print(f"test {spelled(metric['name'])} {before} in stage 1, {after} in stage 2 {what}; {stage1.folder}")
         if record["verdict"]:
             print(record["verdict"])
     if config.plots:

@@ -88,7 +88,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "min_delta": [("--min_delta 0.1", "--min_delta 0.1 --patience 2")],
     "tf32": [("--no-tf32 --device cpu", "--no-tf32")],
     "amp": [("--amp --dtype float64", "--amp")],
-    "channels_last": [("--channels_last --model mlp", "--channels_last")],
+    "channels_last": [
+        ("--channels_last --model mlp", "--channels_last"),
+        ("--channels_last --model lstm_mean", "--channels_last --model densenet121"),
+    ],
     "threads": [
         ("--threads 1 --engine loop", "--threads 1"),
         ("--threads 1 --device cuda:0", "--threads 1 --device cpu"),

@@ -94,6 +94,8 @@ def test_what_is_missing_is_a_line(run, capsys, tmp_path):
     line = refusal(capsys, run, "--method", "cascade")
     assert "no scores of cascade, only of dice, if" in line and "main_pruned.py --config" in line
     assert line.endswith("--pruning_algorithm cascade")
+    line = refusal(capsys, run, "--method", "cascde")
+    assert "Did you mean 'cascade'?" in line and "main_pruned.py" not in line
     (run / "influence").rename(run / "elsewhere")
     assert "has no scores; compute them: python main_pruned.py" in refusal(capsys, run)
     (run / "elsewhere").rename(run / "influence")

@@ -10,6 +10,7 @@ import main_pruned
 from tests.task_data import findings, series
 from tests.test_influence_plots import audit_of
 from tests.test_plots import assert_legible
+from training.across_seeds import summarize_sweeps
 from utils.records import MetricsLog, UsageError, write_json, write_labels, write_partition, write_predictions
 from utils.registry import DATASETS
 from utils.topology import build_topology
@@ -280,17 +281,23 @@ def test_series_of_which_nothing_is_known_are_drawn():
     assert_legible(draw_contact_sheet(np.full((4, 5, 1), np.nan), np.zeros(4, int), np.ones(4), np.arange(4), ["a"]))
 
 
+def test_a_sweep_over_seeds_spells_its_metric(tmp_path):
+    one = {"methods": {"if": {"test_rmse": [2.0]}}, "ratios": [0.5], "stage1": {"test_rmse": 1.0}, "metric": RMSE}
+    assert summarize_sweeps(tmp_path, [one, one]).startswith("test RMSE by share kept")
+
+
 # ---- whole runs ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name, data, model", [("timeseries", series, "lstm"), ("imagefolder", findings, "cnn_smooth")])
-def test_a_pruning_of_every_task_leaves_its_pictures(tmp_path, monkeypatch, name, data, model):
+def test_a_pruning_of_every_task_leaves_its_pictures(tmp_path, monkeypatch, capsys, name, data, model):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(DATASETS, name, lambda path, options: data())
     flags = ["--dataset_name", name, "--model", model, "--max_train", "40", "--num_workers", "2", "--batch_size", "8",
              "--epochs", "1", "--min_shard", "2", "--pruning_algorithm", "random", "--train_ratio", "0.8",
              "--no-control", "--quiet", "--results_dir", str(tmp_path), "--run_name", "run"]  # fmt: skip
     assert main_pruned.main(flags) == 0
+    assert {"timeseries": "test RMSE ", "imagefolder": "test macro AUROC "}[name] in capsys.readouterr().out
     folder = tmp_path / "run"
     names = {"comparison", "comparison_random_0.8", "extremes_random", "node_view_random", "scores_random"}
     assert {path.stem for path in folder.glob("*.png")} == names

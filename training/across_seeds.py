@@ -13,7 +13,7 @@ from typing import Any
 from training.comparison import verdict, write_comparison
 from training.pruning import stage2_dir
 from utils.influence.statistics import mean_interval
-from utils.records import metric_of, write_json
+from utils.records import metric_of, spelled, write_json
 
 
 def spread(values_S: Sequence[float | None]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
         f"{record[f'{name}_{key}']['mean']:.4f} +- {record[f'{name}_{key}']['std']:.4f} {where}"
         for name, where in (("stage1", "in stage 1"), ("stage2", f"in stage 2 ({method}, {ratio:.4g} kept)"))
     )
-    return f"test {metric['name']} over {S} seeds: {means}; {folder}\n{record['verdict']}"
+    return f"test {spelled(metric['name'])} over {S} seeds: {means}; {folder}\n{record['verdict']}"
 
 
 def _runs(records: list[dict[str, Any]], name: str) -> list[str] | None:
@@ -86,7 +86,7 @@ def summarize_sweeps(folder: Path, records: list[dict[str, Any]]) -> str:
         "metric": metric,
     }
     write_json(folder / "sweep.json", record)
-    return "\n".join([f"test {metric['name']} by share kept, {len(records)} seeds:", *lines])
+    return "\n".join([f"test {spelled(metric['name'])} by share kept, {len(records)} seeds:", *lines])
 
 
 def summarize_audits(folder: Path, records: list[dict[str, Any]]) -> str:

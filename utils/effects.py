@@ -172,7 +172,11 @@ EFFECTS: tuple[Effect, ...] = (
     # machine
     Effect(("tf32",), lambda c: c.device != "cpu", "it is about GPUs"),
     Effect(("amp",), lambda c: c.dtype == "float32", "PyTorch leaves --dtype {dtype} as it is"),
-    Effect(("channels_last",), lambda c: not _model(c).startswith("mlp"), "the network has no convolutions"),
+    Effect(
+        ("channels_last",),
+        lambda c: not _model(c).startswith(("mlp", "lstm", "gru")),
+        "the network has no convolutions",
+    ),
     Effect(("threads",), lambda c: c.engine not in ("loop", "graph"), "--engine {engine} takes one thread"),
     Effect(("threads",), lambda c: not c.device.startswith("cuda"), "a GPU is fed by one thread"),
     # main_pruned.py

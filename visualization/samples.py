@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from utils.errors import UsageError, refusal
+from utils.errors import UsageError, refusal, unknown_name
 from utils.records import PathLike, read_json, read_sources, write_atomically
+from utils.registry import INFLUENCE
 from utils.scores import read_scores
 from visualization.checked import Record, damaged, load_labels, load_partition
 from visualization.run_folders import no_run, seeds_of, stages_of
@@ -101,6 +102,8 @@ def find_scores(stage: Path, method: str | None) -> Path:
             raise UsageError(f"{stage} has several scores: choose one with --method ({named})")
         return next(iter(there.values()))
     if method not in there:
+        if method.partition("-")[0] not in INFLUENCE:
+            raise unknown_name("method", method, INFLUENCE)
         raise UsageError(f"{stage} has no scores of {method}, only of {named}; {_how_to_score(stage, method)}")
     return there[method]
 
