@@ -40,7 +40,7 @@ def corrupt(
             f"samples {dataset.task.what}."
         )
     if kind == "noise" and not dataset.pictures:
-        raise UsageError("--bad_data noise is for pictures: give COUNT:label_flip, or leave it out.")
+        raise UsageError("--bad_data noise is for pictures: leave it out.")
     labels_n, images_nCHW = dataset.targets_n.clone(), dataset.inputs_n
     train_ids = torch.cat(shards).sort().values
     count = round(flip_share * len(train_ids))
