@@ -1,6 +1,7 @@
 """Homogeneous Learning: walks against chained training, policies, what is counted, the agent and its files."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -276,3 +277,13 @@ def test_one_walk_is_enough_and_other_data_are_refused(tmp_path, capsys):
     path = tmp_path / "r" / "homogeneous" / "data.json"
     path.write_text(path.read_text().replace('"digest": "', '"digest": "0'))
     assert "other data" in refused(capsys, main([*flags, "--seeds", "1", "--resume"]))
+
+
+def test_the_commands_of_its_page_are_understood():
+    page = (Path(__file__).parent.parent / "docs" / "homogeneous.md").read_text()
+    commands = re.findall(r"python -m homogeneous\b([^`#\n]*)", page)
+    assert len(commands) >= 4
+    for words in commands:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            parse(WalkConfig, words.split(), "")
