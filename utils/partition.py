@@ -125,7 +125,9 @@ def natural_partition(
     Raises UsageError where the data set does not know its owners, or has fewer.
     """
     if owner_n is None:
-        raise UsageError("--partition natural needs data that say who owns each sample (air, timeseries, elpv, a manifest).")
+        raise UsageError(
+            "--partition natural needs data that say who owns each sample (air, timeseries, elpv, a manifest)."
+        )
     owners = owners_by_size(owner_n)
     if num_workers > len(owners):
         raise UsageError(f"--num_workers is {num_workers}, and {len(owners)} owners have training samples.")
