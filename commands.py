@@ -43,6 +43,14 @@ def predict() -> int:
     return main()
 
 
+def homogeneous() -> int:
+    """``decentralized-homogeneous``: python -m homogeneous."""
+    begin()
+    from homogeneous.__main__ import main
+
+    return main()
+
+
 def plot() -> int:
     """``decentralized-plot``: python -m visualization.plot_utils."""
     begin()
