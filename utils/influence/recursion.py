@@ -13,6 +13,7 @@ Legend: N workers, P trainable floats, D floats a row, S = D - P statistics, B b
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor
 
 from utils.devices import send
 from utils.influence.trajectory import StepAdjoint, Trajectory
+
+# Of PyTorch's sparse tensors, whose matrices here are valid by construction.
+warnings.filterwarnings("ignore", "Sparse (CSR tensor support|invariant checks)", UserWarning)
 
 
 @dataclass
