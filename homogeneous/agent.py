@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from homogeneous.world import Rules, Walking, World
 from utils.errors import UsageError
+from utils.files import read_bytes
 from utils.random import derive_seed
 from utils.records import write_atomically
 
@@ -82,6 +83,7 @@ class Agent:
 
 def load_agent(path: Path) -> Agent:
     """Read one back. Raises :class:`UsageError` where the file is none."""
+    read_bytes(path, "--policy")  # refuses what is no file: opening a pipe would wait for ever
     try:
         with safe_open(str(path), "pt") as file:
             about = json.loads(file.metadata()["agent"])

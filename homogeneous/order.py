@@ -27,8 +27,6 @@ def decide(fleet: Fleet, job: Job, hop: int) -> None:
     visits, seen = job.decisions.setdefault("visits", []), job.decisions.setdefault("seen", [])
     if hop < len(visits):
         return
-    if distributed.world() > 1:
-        raise UsageError("--chain_order policy needs one process: the agent looks at the whole walk.")
     agent, walking = job.once("the agent of the walk", lambda: _begin(job))
     if hop == len(seen):
         seen.append(list(walking.walks.figures_of(fleet)))
@@ -40,10 +38,17 @@ def decide(fleet: Fleet, job: Job, hop: int) -> None:
     visits.extend(agent(walking, [0]))
 
 
-decided.decide = decide
+def check(job: Job) -> None:
+    """Raises :class:`UsageError` where the agent is none, or knows other nodes."""
+    job.once("the agent of the walk", lambda: _begin(job))
+
+
+decided.decide, decided.check = decide, check
 
 
 def _begin(job: Job) -> tuple[Agent, Walking]:
+    if distributed.world() > 1:
+        raise UsageError("--chain_order policy needs one process: the agent looks at the whole walk.")
     agent = load_agent(Path(job.config.policy))
     walking = World(job, agent.rules).walks(1)
     walking.seeds = [None]  # not begun

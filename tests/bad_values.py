@@ -75,8 +75,8 @@ NEEDS = {
     "shards_per_worker": ("--partition", "shards"),
     "buffer_size": ("--protocol", "fedasync"),
 }
-FREE_TEXT = {"config", "dataset_path", "drop_samples", "keep_samples", "topology_file", "results_dir", "run_name",
-             "stage1_dir"}  # fmt: skip
+FREE_TEXT = {"config", "dataset_path", "drop_samples", "keep_samples", "topology_file", "policy", "results_dir",
+             "run_name", "stage1_dir"}  # fmt: skip
 RUNS_FIRST = {"target"}  # judged only after stage 1: below
 
 

@@ -259,7 +259,10 @@ def test_milestones_that_are_no_numbers(value, tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
 @pytest.mark.parametrize(
     "flags",
-    [["--config"], ["--mode", "file", "--topology_file"], ["--drop_samples"], ["--keep_samples"]],
+    [
+        ["--config"], ["--mode", "file", "--topology_file"], ["--drop_samples"], ["--keep_samples"],
+        ["--protocol", "chained", "--chain_order", "policy", "--policy"],
+    ],  # fmt: skip
     ids=lambda f: f[-1],
 )
 def test_what_is_no_regular_file_is_not_read(flags, kind, tmp_path, capsys):

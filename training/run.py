@@ -20,6 +20,7 @@ from typing import Any
 from training.build import Job, build
 from training.execution import Execution
 from training.identity import check_identity, settings_of
+from training.protocols import load_protocol
 from training.trainer import train
 from utils.args import Config, differences
 from utils.digest import digest_json
@@ -94,6 +95,7 @@ def prepare(config: Config, run_dir: Path, first: Execution | None = None) -> Jo
     check_packages(config)
     execution = claim_together(config, run_dir)
     job = build(config, execution or first)
+    load_protocol(config.protocol).check(job)
     if execution is None:
         clear(run_dir)
         return job

@@ -109,6 +109,9 @@ class Protocol(ABC):
                 mix_round(fleet, job, plan, r)
             yield finished(fleet, plan, r + 1, loss_R)
 
+    def check(self, job: Job) -> None:  # noqa: B027, most protocols need nothing more
+        """Before anything begins: raises :class:`UsageError` where what it needs is missing or does not fit."""
+
     def decide(self, fleet: Fleet, job: Job, r: int) -> None:  # noqa: B027, most protocols have nothing to decide
         """Before round ``r``: what its plan needs and the state of the run tells goes into ``job.decisions``, unless it
         is there already."""

@@ -43,6 +43,12 @@ class Chained(Protocol):
         """The one of this hop."""
         return 1
 
+    def check(self, job: Job) -> None:
+        """An order that looks at the model may need more than the configuration says."""
+        order = load(CHAIN_ORDERS, job.config.chain_order, "order")
+        if hasattr(order, "check"):
+            order.check(job)
+
     def decide(self, fleet: Fleet, job: Job, r: int) -> None:
         """Whom an order that looks at the model would visit."""
         order = load(CHAIN_ORDERS, job.config.chain_order, "order")
