@@ -358,4 +358,4 @@ def test_an_audit_of_sites_over_seeds(flags, tmp_path, capsys):
     audit = "--audit --audit_groups 4 --methods cascade if --pruning_algorithm cascade --train_ratio 0.8 --seeds 2"
     assert main_pruned.main([*flags, "--run_name", "audit", *audit.split()]) == 0
     output = capsys.readouterr().out
-    assert "LDS over 4 groups of 5%" in output and "in stage 1" in output and "rmse" in output
+    assert "LDS over 4 groups of 5%" in output and "in stage 1" in output and "RMSE" in output
