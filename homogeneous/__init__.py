@@ -5,6 +5,7 @@ world.py        nodes, links, distances, goal: what a walk may do, what it costs
 environment.py  the same as a Gymnasium environment, and as many at once for Stable-Baselines3
 policies.py     who decides without having learned: random, tours, staying, the look-ahead
 agent.py        who has learned: a DQN, trained, kept and read back
+order.py        the agent's choices as the order of a real run (main.py --chain_order policy)
 evaluation.py   all of them on walks that nobody has seen, with intervals
 """
 

@@ -80,7 +80,7 @@ def run(config: WalkConfig, folder: Path) -> dict[str, Any]:
     names = chosen(config.policies)
     claim(config, folder)
     world = World.of(config)
-    check_data(world, folder)
+    bind(config, world, folder)
     policies = {name: POLICIES[name] for name in names}
     if config.agent != "none":
         policies["agent"] = learned(config, world, folder)
@@ -118,37 +118,34 @@ def run(config: WalkConfig, folder: Path) -> dict[str, Any]:
 
 def claim(config: WalkConfig, folder: Path) -> None:
     """Raises :class:`UsageError` where the folder holds results of other settings, or any and neither --resume nor
-    --overwrite is given; else the settings are there when it returns."""
+    --overwrite is given; what --overwrite replaces is gone when it returns."""
     import shutil
 
-    from training.identity import settings_of
     from utils.errors import UsageError
-    from utils.records import read_json, write_json
+    from utils.records import read_record
 
     path = folder / "config.json"
-    mine = config.changing_results()
     if path.exists() and config.overwrite:
         shutil.rmtree(folder)
-    if path.exists():
-        other = sorted(k for k, v in mine.items() if read_json(path)["config"].get(k) != v)
-        if other:
-            names = ", ".join(f"--{k}" for k in other)
-            raise UsageError(f"{folder} was made with another {names}: give another --run_name.")
-        if not config.resume:
-            raise UsageError(f"{folder} exists: --resume goes on with it, --overwrite replaces it.")
+    if not path.exists():
+        return
+    then = read_record(path, "config")["config"]
+    if other := sorted(f"--{k}" for k, v in config.changing_results().items() if then.get(k) != v):
+        raise UsageError(f"{folder} was made with another {', '.join(other)}: give another --run_name.")
+    if not config.resume:
+        raise UsageError(f"{folder} exists: --resume goes on with it, --overwrite replaces it.")
+
+
+def bind(config: WalkConfig, world: World, folder: Path) -> None:
+    """Write config.json, or raise :class:`UsageError` where the one that is there is of other data."""
+    from training.identity import check_identity
+    from utils.records import write_json
+
+    if (folder / "config.json").exists():
+        check_identity(folder, world.job.identity)
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"config": config.to_json(), "settings": settings_of(config.training())})
-
-
-def check_data(world: World, folder: Path) -> None:
-    """Raises :class:`UsageError` where what lies in the folder was found on other data."""
-    from utils.errors import UsageError
-    from utils.records import read_json, write_json
-
-    path, digest = folder / "data.json", world.job.identity["digest"]
-    if path.exists() and read_json(path).get("digest") != digest:
-        raise UsageError(f"{folder} was made on other data: give another --run_name, or --overwrite.")
-    write_json(path, {"digest": digest})
+    write_json(folder / "config.json", {"config": config.to_json(), "identity": world.job.identity})
 
 
 def learned(config: WalkConfig, world: World, folder: Path) -> Any:

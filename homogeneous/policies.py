@@ -14,6 +14,7 @@ import numpy as np
 from scipy.sparse.csgraph import shortest_path
 
 from homogeneous.world import Walking, World
+from training.protocols.chained import improved_tour
 from utils.errors import choose
 from utils.random import integers
 
@@ -45,8 +46,8 @@ def nearest(walking: Walking, walks: Sequence[int]) -> list[int]:
 
 
 def tour(walking: Walking, walks: Sequence[int], stay: int = 1) -> list[int]:
-    """Along the shortest tour over all nodes, ``stay`` hops at each."""
-    order = walking.world.job.once("homogeneous tour", lambda: shortest_tour(walking.rules.distance_NN))
+    """Along a short round trip over all nodes, ``stay`` hops at each."""
+    order = walking.world.job.once("homogeneous tour", lambda: improved_tour(walking.rules.distance_NN))
     return [_towards(walking, m, order[int(walking.hop_M[m]) // stay % walking.N]) for m in walks]
 
 
@@ -59,13 +60,6 @@ def look_ahead(walking: Walking, walks: Sequence[int]) -> list[int]:
         losses = walking.looked_ahead(m, nodes.tolist())
         chosen.append(int(nodes[int(np.argmin(np.nan_to_num(losses, nan=np.inf)))]))
     return chosen
-
-
-def shortest_tour(distance_NN: np.ndarray) -> list[int]:
-    """A short round trip from node 0: the nearest neighbour's, improved by 2-opt until no exchange shortens it."""
-    from training.protocols.chained import improved_tour
-
-    return improved_tour(distance_NN)
 
 
 def _towards(walking: Walking, m: int, node: int) -> int:

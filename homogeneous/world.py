@@ -129,7 +129,7 @@ class Walking:
         self.world, self.rules = world, world.rules
         self.walks = Walks(world.job, count, world.rules.max_hops)
         self.metric = self.walks.metric
-        self.N = self.walks.num_nodes
+        self.N = world.num_nodes
         self.seeds = [0] * count
         self.nodes: list[list[int]] = [[] for _ in range(count)]
         self.measured: list[list[Measured]] = [[(0.0, 1.0)] for _ in range(count)]

@@ -274,9 +274,13 @@ def test_the_agent_of_a_run_must_fit(tmp_path, agent_file, capsys):
 def test_one_walk_is_enough_and_other_data_are_refused(tmp_path, capsys):
     flags = [*SMALL, "--results_dir", str(tmp_path), "--run_name", "r", "--agent", "none", "--policies", "random"]
     assert main([*flags, "--seeds", "1"]) == 0
-    path = tmp_path / "r" / "homogeneous" / "data.json"
-    path.write_text(path.read_text().replace('"digest": "', '"digest": "0'))
-    assert "other data" in refused(capsys, main([*flags, "--seeds", "1", "--resume"]))
+    path = tmp_path / "r" / "homogeneous" / "config.json"
+    record = json.loads(path.read_text())
+    record["identity"]["digest"] = record["identity"]["data"]["inputs"] = "0"
+    path.write_text(json.dumps(record))
+    assert "the data are not those" in refused(capsys, main([*flags, "--seeds", "1", "--resume"]))
+    path.write_text("{}")
+    assert "config.json" in refused(capsys, main([*flags, "--seeds", "1", "--resume"]))
 
 
 def test_the_commands_of_its_page_are_understood():

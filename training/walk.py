@@ -95,11 +95,6 @@ class Walks:
         self.hop_M = torch.zeros(count, dtype=torch.int64)
         self.visits_MN = torch.zeros(count, N, dtype=torch.int64)
 
-    @property
-    def num_nodes(self) -> int:
-        """N."""
-        return self.visits_MN.shape[1]
-
     def start(self, walks: Sequence[int], seeds: Sequence[int]) -> None:
         """These walks begin anew, each with the start and the batches of a run of its seed."""
         config, walks = self.job.config, list(walks)

@@ -22,7 +22,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 @cache
 def keep_freed_memory() -> bool:
     """Let the process keep the memory of freed tensors for the next ones. By default glibc hands it back to the system
-    after every step and gets it again, page by page and zeroed, which took a quarter of a step of 256 small MLPs. Does
+    after every step and gets it again, page by page and zeroed, which took a tenth of a round of 256 small MLPs. Does
     nothing, and says False, under another allocator or where MALLOC_TRIM_THRESHOLD_ is set."""
     if "MALLOC_TRIM_THRESHOLD_" in os.environ:
         return False

@@ -106,6 +106,7 @@ def draw_walk(record: dict[str, Any]) -> Figure:
     for hop, node in enumerate(nodes, 1):
         place = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
         curve.annotate(str(node), (hop, figures[hop]), fontsize=7, color=GREY, **place)
+    curve.xaxis.get_major_locator().set_params(integer=True)
     curve.set(xlabel="hop (numbers: the node that trained)", ylabel=spelled(record["metric"]))
     curve.set_title("and what its model was worth (dashed: the goal)")
     return figure
