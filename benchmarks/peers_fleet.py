@@ -12,6 +12,7 @@ from benchmarks.peers_jobs import BATCH, JOBS, LR, MOMENTUM, SEED, Job, Turns
 from data.batches import Batches, Samples
 from utils.topology import build_topology
 from workers.engine import Engine
+from workers.optimizers import SGD
 from workers.row_layout import RowLayout
 from workers.tuning import choose_execution
 from workers.worker_vision import Fleet
@@ -31,14 +32,14 @@ def rounds(job: Job, threads: int, amp: bool) -> Iterator[tuple[float, str]]:
     layout = RowLayout(model, channels_last)
     row_D = torch.empty(layout.D)
     layout.write(model, row_D)
-    fleet = Fleet(Engine(model, layout, name, threads, autocast), row_D, samples, batches, momentum=MOMENTUM)
+    fleet = Fleet(Engine(model, layout, name, threads, autocast), row_D, samples, batches, optimizer=SGD(MOMENTUM))
     everybody = list(range(job.nodes))
     average = build_topology("all", job.nodes).mixing(0)
     execution = f"{name} {'channels_last' if channels_last else 'nchw'}{' bf16' if amp else ''}"
     step = 0
     while True:
         loss = 0.0
-        fleet.reset_momentum(everybody)
+        fleet.reset_state(everybody)
         for _ in range(job.steps):
             loss += fleet.step(torch.full((job.nodes,), step), LR).mean().item() / job.steps
             step += 1

@@ -24,6 +24,7 @@ from networks.mlp import mlp
 from utils.errors import choose
 from utils.topology import build_topology
 from workers.engine import Engine
+from workers.optimizers import SGD
 from workers.row_layout import RowLayout
 from workers.tuning import batch_parts, choose_execution
 from workers.worker_vision import Fleet
@@ -155,7 +156,7 @@ def make_fleet(
     row_D = torch.empty(layout.D, dtype=samples.dtype)
     layout.write(model, row_D)
     engine = Engine(model, layout, setting.engine, threads, setting.autocast, parts=setting.parts)
-    options = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "seed": 0} | options
+    options = {"optimizer": SGD(MOMENTUM, WEIGHT_DECAY), "seed": 0} | options
     return Fleet(engine, row_D.to(device), samples.to(device), batches, **options)
 
 

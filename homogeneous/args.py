@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from utils.args import NOT_NEGATIVE, POSITIVE, SCHEDULES, Config, flag
+from utils.args import SCHEDULES, Config
 from utils.errors import UsageError
+from utils.flags import NOT_NEGATIVE, POSITIVE, flag
 from utils.registry import NETWORKS, PARTITIONS, TOPOLOGIES
 
 AGENTS = ("dqn", "none")

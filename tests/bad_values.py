@@ -49,6 +49,8 @@ BAD: dict[str, tuple[str, ...]] = {
     "fraction_fit": SHARE,
     "server_momentum": ("1", "-0.1", "nan", "some"),
     "async_alpha": SHARE,
+    "beta2": ("1", "-0.1", "nan", "some"),
+    "eps": ("0", "-1", "nan", "some"),
     "momentum": ("1", "-0.1", "nan", "some"),
     "gamma": SHARE,
     "milestones": ("0", "-1", "5 3", "x", ""),

@@ -46,7 +46,7 @@ def trained(job: Job) -> dict[str, Tensor]:
     return {
         "losses": losses,
         "rows": fleet.rows_RD,
-        "momentum": fleet.momentum_RP,
+        "momentum": fleet.state_RS,
         **{f"{name}_N": value_N for name, value_N in measured.items()},
         "consensus": model_1D,
         "loss_1": fleet.evaluate(job.samples, job.val_ids, model_1D)["loss"],

@@ -8,6 +8,7 @@ from torch import nn
 from data.batches import Batches, Samples
 from networks import load_model
 from workers.engine import Engine
+from workers.optimizers import SGD
 from workers.row_layout import RowLayout
 from workers.worker_vision import Fleet
 
@@ -44,6 +45,7 @@ def small_fleet(
     dtype=torch.float64,
     weights_Mn=None,
     align=1,
+    optimizer=None,
 ) -> Fleet:
     """A fleet of len(lengths) workers on small_samples."""
     samples = samples or small_samples(dtype=dtype, channels_last=channels_last)
@@ -58,8 +60,7 @@ def small_fleet(
         row_D,
         samples,
         batches,
-        momentum=momentum,
-        weight_decay=weight_decay,
+        optimizer=optimizer or SGD(momentum, weight_decay),
         seed=seed,
         weights_Mn=weights_Mn,
     )

@@ -64,7 +64,7 @@ def test_parts_give_the_same_bits_on_any_number_of_threads(channels_last):
         run_steps(fleet, 2)
         for workers in ([1], [0, 2], [0, 1, 3]):
             fleet.step(torch.tensor([5, 6, 7, 8]), 0.1, workers)
-        ends.append(torch.cat([fleet.rows_RD, fleet.momentum_RP], 1))
+        ends.append(torch.cat([fleet.rows_RD, fleet.state_RS], 1))
     assert all(torch.equal(end, ends[0]) for end in ends)
 
 

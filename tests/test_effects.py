@@ -77,6 +77,8 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "latency_ms": [("--latency_ms 5 --protocol local", "--latency_ms 5")],
     "bandwidth_mbps": [("--bandwidth_mbps 5 --protocol local", "--bandwidth_mbps 5 --protocol fedavg")],
     "finetune_head": [("--finetune_head", "--finetune_head --finetune 1")],
+    "beta2": [("--beta2 0.9", "--beta2 0.9 --optimizer adam")],
+    "eps": [("--eps 1e-7", "--eps 1e-7 --optimizer adamw")],
     "gamma": [
         ("--gamma 0.5", "--gamma 0.5 --scheduler exponential"),
         ("--gamma 0.5 --scheduler constant", "--gamma 0.5 --scheduler multistep"),

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 
+import main_pruned
 from tests.runs import digits_job, final_objective, recorded
 from training.protocols import load_protocol
 from training.protocols.chained import shortest_tour, worker_at
@@ -162,6 +163,15 @@ def test_cascade_is_exact_through_every_linear_protocol(settings):
 def test_what_is_not_linear_is_refused(settings):
     with pytest.raises(UsageError, match="linear"):
         recorded(digits_job(engine="vmap", **settings))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_runs_of_other_optimizers_are_not_scored(optimizer, tmp_path, capsys):
+    with pytest.raises(UsageError, match=f"--optimizer sgd.*{optimizer}"):
+        recorded(digits_job(engine="vmap", optimizer=optimizer))
+    words = ["--optimizer", optimizer, "--pruning_algorithm", "cascade", "--results_dir", str(tmp_path)]
+    assert main_pruned.main(words) == 2 and "--optimizer sgd" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())  # said before anything is trained
 
 
 def test_chain_orders():

@@ -84,6 +84,8 @@ def test_resumed_run_ends_like_an_undisturbed_one(tmp_path, whole, count):
         ("--protocol", "chained", "--epochs", "4"),
         ("--protocol", "local", "--local_steps", "2"),
         ("--patience", "1", "--min_delta", "0.2", "--scheduler", "multistep", "--warmup_step", "3"),
+        ("--optimizer", "adamw", "--lr", "0.002", "--model", "cnn", "--channels_last", "--epochs", "2"),
+        ("--optimizer", "adam", "--lr", "0.002", "--protocol", "chained", "--epochs", "2"),
         (
             "--model",
             "cnn",

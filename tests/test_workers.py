@@ -4,6 +4,7 @@ import copy
 import os
 import platform
 import resource
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -24,22 +25,35 @@ from utils.errors import UsageError
 from utils.topology import build_topology
 from workers.engine import Engine
 from workers.mixing import COLUMNS, mix_replicas, mix_rows, without_workers
+from workers.optimizers import SGD, Adam
 from workers.row_layout import RowLayout
 
 torch.manual_seed(0)
 NORMED = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(384, 4))
 
 
+OPTIMIZERS = {
+    "sgd": (SGD(0.9, 1e-3), partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3)),
+    "adam": (Adam(0.8, 0.01, 0.99, 1e-7), partial(torch.optim.Adam, lr=0.005, betas=(0.8, 0.99), weight_decay=0.01,
+                                                  eps=1e-7)),
+    "adamw": (Adam(0.9, 0.1, decoupled=True), partial(torch.optim.AdamW, lr=0.005, weight_decay=0.1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("model", ["mlp", "cnn", NORMED])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_worker_is_a_plain_pytorch_loop(model, channels_last):
+def test_a_worker_is_a_plain_pytorch_loop(model, channels_last, name):
     torch.manual_seed(0)
-    fleet = small_fleet(copy.deepcopy(model), lengths=(13,), channels_last=channels_last, dtype=torch.float64)
+    ours, theirs = OPTIMIZERS[name]
+    fleet = small_fleet(
+        copy.deepcopy(model), lengths=(13,), channels_last=channels_last, dtype=torch.float64, optimizer=ours
+    )
     samples, batches = fleet.samples, fleet.batches
     plain = copy.deepcopy(fleet.engine.model).double().train()
     for (_, parameter), entry in zip(plain.named_parameters(), fleet.layout.parameters, strict=True):
         parameter.data.copy_(entry.view(fleet.rows_RD[0]))
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    optimizer = theirs(plain.parameters())
     losses = []
     for t in range(7):
         images, labels = samples.plain(batches.ids(torch.tensor([t]))[0])
@@ -48,24 +62,22 @@ def test_a_worker_is_a_plain_pytorch_loop(model, channels_last):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        assert fleet.step(torch.tensor([t]), 0.05).item() == pytest.approx(losses[-1], rel=1e-6)
+        assert fleet.step(torch.tensor([t]), theirs.keywords["lr"]).item() == pytest.approx(losses[-1], rel=1e-6)
     state = plain.state_dict()
     for name, tensor in fleet.layout.state_dict(fleet.rows_RD[0]).items():
-        torch.testing.assert_close(tensor, state[name].double(), rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(tensor, state[name].double(), rtol=1e-9, atol=1e-9)  # Adam enlarges rounding
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam"])
 @pytest.mark.parametrize("model", ["mlp", "cnn", NORMED])
 @pytest.mark.parametrize(("engine", "threads"), [("threads", 2), ("graph", 1), ("vmap", 1), ("vmap", 2)])
-def test_engines_agree(model, engine, threads):
-    ring = build_topology("ring", 4).mixing(0)
-    reference = run_steps(
-        small_fleet(copy.deepcopy(model).double() if isinstance(model, nn.Module) else model), 6, mixing=ring
-    )
-    other = small_fleet(
-        copy.deepcopy(model).double() if isinstance(model, nn.Module) else model, engine=engine, threads=threads
-    )
-    run_steps(other, 6, mixing=ring)
+def test_engines_agree(model, engine, threads, name):
+    ring, fleets = build_topology("ring", 4).mixing(0), []
+    for how in ({}, {"engine": engine, "threads": threads}):
+        start = copy.deepcopy(model).double() if isinstance(model, nn.Module) else model
+        fleets.append(run_steps(small_fleet(start, optimizer=OPTIMIZERS[name][0], **how), 6, 0.01, mixing=ring))
+    reference, other = fleets
     if engine != "vmap":  # one worker's operators are the same: not even the last bit may differ
         assert torch.equal(other.rows_RD, reference.rows_RD)
     torch.testing.assert_close(other.rows_RD, reference.rows_RD, rtol=1e-8, atol=1e-10)
@@ -85,11 +97,11 @@ def test_a_recorded_step_follows_whatever_changes():
         assert torch.equal(*losses)
         for fleet in fleets:
             if rings[t % 2] is not None:
-                fleet.mix(rings[t % 2], momentum=t == 2)
+                fleet.mix(rings[t % 2], state=t == 2)
             if t == 4:
                 fleet.step(steps_N, lr, workers=[1])
                 fleet.rows_RD = fleet.rows_RD.clone()
-                fleet.reset_momentum([0])
+                fleet.reset_state([0])
         assert torch.equal(fleets[0].rows_RD, fleets[1].rows_RD)
 
 
@@ -174,12 +186,12 @@ def test_replicas_train_as_if_alone(engine):
 
 def test_momentum_is_reset_of_those_who_are_here():
     fleet = small_fleet(copy.deepcopy(NORMED))
-    fleet.momentum_RP.fill_(1.0)
+    fleet.state_RS.fill_(1.0)
     fleet.owned = range(1, 4)  # as in one of several processes
-    fleet.reset_momentum([0])
-    assert (fleet.momentum_RP == 1).all()
-    fleet.reset_momentum([0, 2])
-    assert (fleet.momentum_RP[1] == 0).all() and (fleet.momentum_RP[[0, 2]] == 1).all()
+    fleet.reset_state([0])
+    assert (fleet.state_RS == 1).all()
+    fleet.reset_state([0, 2])
+    assert (fleet.state_RS[1] == 0).all() and (fleet.state_RS[[0, 2]] == 1).all()
 
 
 def test_a_module_holds_views_into_its_row():

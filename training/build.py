@@ -22,7 +22,14 @@ from data.dataset_loader import Dataset
 from data.task import Task
 from networks import load_model
 from training.deal import deal, kept_shards, read_sample_ids, warn_outside
-from training.execution import Execution, engine_of, find_device, first_execution, use_one_thread_an_operator
+from training.execution import (
+    Execution,
+    engine_of,
+    find_device,
+    first_execution,
+    optimizer_of,
+    use_one_thread_an_operator,
+)
 from training.identity import Identity, check_replay, identity_of
 from utils.args import Config
 from utils.errors import UsageError
@@ -152,8 +159,7 @@ class Job:
             self.initial_ND,
             self.samples,
             self.batches,
-            momentum=self.config.momentum,
-            weight_decay=self.config.wd,
+            optimizer=optimizer_of(self.config),
             seed=derive_seed(self.config.seed, "augmentation"),
             weights_Mn=self.sample_weights_n[None] if weights_Mn is None else weights_Mn,
         )

@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill at any instant: atomic, checksummed, never unpickled.
 
-A checkpoint is one safetensors file: the fleet's rows and momentum in canonical layout, and in its
-metadata the round, the state of the trainer as JSON, the run that it belongs to and a SHA-256 of all.
+A checkpoint is one safetensors file: the fleet's rows and its optimizers' state ('momentum') in canonical layout,
+and in its metadata the round, the state of the trainer as JSON, the run that it belongs to and a SHA-256 of all.
 It takes the place of its file at once, whole and flushed to the disk. The last two are kept; a damaged one
 is recognized by its checksum, and the one before it is used. Several processes write a part each, with
 their own rows; any number of processes can read it.
@@ -30,6 +30,7 @@ from torch import Tensor
 from utils.digest import digest_tensors
 from utils.errors import UsageError
 from utils.files import replaced
+from workers.optimizers import canonical_state, state_from_canonical
 from workers.worker_vision import Fleet
 
 KEEP = 2
@@ -58,7 +59,7 @@ def snapshot(fleet: Fleet) -> dict[str, Tensor]:
     extra = {f"extra.{name}": fleet.layout.canonical(tensor.cpu()) for name, tensor in fleet.extra.items()}
     return {
         "rows": fleet.layout.canonical(fleet.rows_RD.cpu()),
-        "momentum": fleet.layout.canonical(fleet.momentum_RP.cpu()),
+        "momentum": canonical_state(fleet.optimizer, fleet.layout, fleet.state_RS.cpu()),
         **extra,
     }
 
@@ -71,7 +72,7 @@ def restore(fleet: Fleet, tensors: dict[str, Tensor]) -> None:
 
     here = slice(None) if len(fleet.owned) == fleet.num_workers else slice(fleet.owned.start, fleet.owned.stop)
     fleet.rows_RD.copy_(placed(tensors["rows"][here]))  # in place: a recorded step knows where the rows lie
-    fleet.momentum_RP.copy_(placed(tensors["momentum"][here]))
+    fleet.state_RS.copy_(state_from_canonical(fleet.optimizer, fleet.layout, tensors["momentum"][here]))
     fleet.extra = {n.removeprefix("extra."): placed(t).clone() for n, t in tensors.items() if n.startswith("extra.")}
 
 

@@ -12,8 +12,10 @@ from data.batches import Batches, Samples
 from training.protocols import load_protocol
 from utils.args import Config
 from utils.errors import UsageError
+from utils.registry import OPTIMIZERS, load
 from workers import distributed
 from workers.engine import IN_PARTS, Engine, cuts_batches
+from workers.optimizers import Optimizer
 from workers.tuning import batch_parts, choose_execution, splits
 
 
@@ -43,12 +45,21 @@ def first_execution(config: Config, model: nn.Module, samples: Samples, batches:
     if device.type == "cuda":
         threads = here = 1  # a GPU is fed by one thread, and what it batches does not depend on the cores beside it
     chosen = choose_execution(
-        model, samples, batches, config.engine, config.channels_last, threads, device, autocast_of(config)
+        model, samples, batches, config.engine, config.channels_last, threads, device, autocast_of(config),
+        optimizer_of(config),
     )
     engine, channels_last = distributed.share_json(chosen)
     parts = first_parts(config, model, samples, batches, engine, threads * here)
     own = "cuda" if device.type == "cuda" and "LOCAL_RANK" in os.environ else str(device)
     return Execution(own, engine, threads, channels_last, parts)
+
+
+def optimizer_of(config: Config) -> Optimizer:
+    """What a local step is."""
+    settings = {"momentum": config.momentum, "weight_decay": config.wd}
+    if config.optimizer != "sgd":
+        settings |= {"beta2": config.beta2, "eps": config.eps}
+    return load(OPTIMIZERS, config.optimizer, "optimizer")(**settings)
 
 
 def first_parts(

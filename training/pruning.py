@@ -24,7 +24,7 @@ from training import checkpoint
 from training.build import Job, build
 from training.deal import with_workers
 from training.identity import check_identity
-from training.protocols import load_protocol
+from training.protocols import check_differentiable
 from training.retrain import Recipe
 from training.run import check_packages, claim, clear, prepare, recorded_execution, run_folder
 from training.scores import keep_best, scores_for
@@ -79,9 +79,7 @@ def stage1_folder(config: PruningConfig) -> Path:
 
 def check_scorable(config: PruningConfig) -> None:
     """Raises :class:`UsageError` where no influence method could score the run, before it is trained."""
-    reason = load_protocol(config.protocol).not_linear(config)
-    if reason is not None:
-        raise UsageError(f"influence methods need rounds that mix linearly: {reason}.")
+    check_differentiable(config)
 
 
 def run_stage1(config: PruningConfig, run_dir: Path | None = None) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from training.build import Job, build
 from training.cluster import completed
-from training.execution import Execution
+from training.execution import Execution, optimizer_of
 from training.protocols import load_protocol
 from utils.args import Config
 from utils.errors import UsageError
 from utils.influence.targets import node_weights
 from utils.progress import Progress, ignored
+from workers.optimizers import state_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +69,9 @@ def objective_values(job: Job, fleet: Any, target: str) -> Tensor:
 
 
 def replicas_that_fit(job: Job, memory: float) -> int:
-    """Retrainings a fleet may hold: rows, their twin for gossip, momentum, gradients and activations."""
-    floats = job.config.num_workers * (3 * job.engine.layout.D + job.engine.layout.P)
+    """Retrainings a fleet may hold: rows, their twin for gossip, optimizers' state, gradients and activations."""
+    layout = job.engine.layout
+    floats = job.config.num_workers * (3 * layout.D + state_size(optimizer_of(job.config), layout))
     size = torch.empty(0, dtype=job.samples.dtype).element_size()
     return max(1, int(min(memory / (floats * size), 1e9)))
 

@@ -22,9 +22,8 @@ from torch import Tensor
 from networks import head
 from training import checkpoint
 from training.build import Job
-from training.protocols import load_protocol, train_step
+from training.protocols import check_differentiable, load_protocol, train_step
 from utils.devices import send
-from utils.errors import UsageError
 from utils.influence.trajectory import LastLayer, Step, StepAdjoint
 from utils.progress import Progress, ignored
 from workers.derivatives import Derivatives, piece_size
@@ -44,16 +43,14 @@ class RecordedRun:
         self.num_workers, self.P = self.fleet.num_workers, self.fleet.layout.P
         self.momentum, self.weight_decay = job.config.momentum, job.config.wd
         self._protocol = load_protocol(job.config.protocol)
-        reason = self._protocol.not_linear(job.config)
-        if reason is not None:
-            raise UsageError(f"influence methods need rounds that mix linearly: {reason}.")
+        check_differentiable(job.config)
         self.rounds = rounds
         self._plans = [self._protocol.plan(job, r) for r in range(rounds)]
         self._first_step = [0, *accumulate(plan.num_steps for plan in self._plans)]
         self.num_steps = self._first_step[-1]
         state_bytes = self.fleet.rows_RD.numel() * self.fleet.rows_RD.element_size()
         self.states_in_memory = max(2, int(min(memory_limit / state_bytes, 1e12)))
-        self._start = (self.fleet.rows_RD.clone(), self.fleet.momentum_RP.clone())
+        self._start = (self.fleet.rows_RD.clone(), self.fleet.state_RS.clone())
         self._now = 0
         self._on_disk: dict[int, Path] = {}
         if run_dir is not None:
@@ -100,9 +97,9 @@ class RecordedRun:
         best = max([u for u in (*held, *self._on_disk) if u <= t], default=0)
         if not best <= self._now <= t:
             if best in held or best == 0 and 0 not in self._on_disk:
-                rows, momentum = held.get(best, self._start)
+                rows, state = held.get(best, self._start)
                 self.fleet.rows_RD.copy_(rows)  # in place: a recorded step knows where the rows lie
-                self.fleet.momentum_RP.copy_(momentum)
+                self.fleet.state_RS.copy_(state)
             else:
                 try:
                     found = checkpoint.read(self._on_disk[best], self.job.identity["digest"])
@@ -175,7 +172,7 @@ class RecordedRun:
         starts = [start + length * c // (cuts + 1) for c in range(cuts + 1)]
         for t in starts[1:]:
             self._go(t, held)
-            held[t] = (self.fleet.rows_RD.clone(), self.fleet.momentum_RP.clone())
+            held[t] = (self.fleet.rows_RD.clone(), self.fleet.state_RS.clone())
         for piece, piece_stop in reversed(list(zip(starts, [*starts[1:], stop], strict=True))):
             yield from self._segment(piece, piece_stop, held, max(2, room - 2 * cuts))
             if piece != start:

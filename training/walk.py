@@ -18,6 +18,7 @@ from torch import Tensor
 from data.batches import Visits, augmentation_keys
 from networks import load_model
 from training.build import Job
+from training.execution import optimizer_of
 from training.protocols import local_epoch_steps
 from utils.random import derive_seed
 from workers.batch import Batch
@@ -83,8 +84,7 @@ class Walks:
             torch.zeros(self.engine.layout.D, dtype=job.initial_ND.dtype, device=job.initial_ND.device),
             job.samples,
             batches,
-            momentum=job.config.momentum,
-            weight_decay=job.config.wd,
+            optimizer=optimizer_of(job.config),
             seed=derive_seed(job.config.seed, "augmentation"),
             weights_Mn=job.sample_weights_n[None],
         )
@@ -105,7 +105,7 @@ class Walks:
             )  # fmt: skip
             self.fleet.rows_RD[m] = self.engine.rows([model], self.fleet.dtype)[0].to(self.fleet.device)
             self.fleet.batches.seed_walk(m, derive_seed(seed, "batches"))
-        self.fleet.reset_momentum(walks)
+        self.fleet.reset_state(walks)
         self.at_M[walks], self.hop_M[walks], self.visits_MN[walks] = 0, 0, 0
 
     def visit(self, walks: Sequence[int], nodes: Sequence[int]) -> None:
@@ -126,7 +126,7 @@ class Walks:
         """The validation loss of another's walk ``m`` after each of these nodes has trained it, tried on walks of our
         own."""
         rows = list(range(len(nodes)))
-        self.fleet.rows_RD[rows], self.fleet.momentum_RP[rows] = other.fleet.rows_RD[m], other.fleet.momentum_RP[m]
+        self.fleet.rows_RD[rows], self.fleet.state_RS[rows] = other.fleet.rows_RD[m], other.fleet.state_RS[m]
         seed = int(other.fleet.batches.seeds_M[m])
         for row in rows:
             self.fleet.batches.seed_walk(row, seed)

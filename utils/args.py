@@ -8,53 +8,31 @@ config.json. To add a flag, add a field.
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.effects import check_given
-from utils.errors import UsageError, unknown_name
-from utils.files import check_text
+from utils.errors import UsageError
+from utils.flags import (
+    BELOW_ONE,
+    FRACTION,
+    NOT_NEGATIVE,
+    PIXELS,
+    POSITIVE,
+    SEEDS,
+    SHARE,
+    check_fields,
+    flag,
+)
 from utils.parser import EPILOG, Help, Parser, add_flag, unknown_flag
-from utils.recorded import LARGEST, read_recorded, recorded_fields, recorded_files
-from utils.registry import CHAIN_ORDERS, DATASETS, NETWORKS, PARTITIONS, PROTOCOLS, TOPOLOGIES
+from utils.recorded import read_recorded, recorded_fields, recorded_files
+from utils.registry import CHAIN_ORDERS, DATASETS, NETWORKS, OPTIMIZERS, PARTITIONS, PROTOCOLS, TOPOLOGIES
 
 C = TypeVar("C", bound="Config")
-Check = tuple[Callable[[Any], bool], str]
-
-POSITIVE: Check = (lambda v: v > 0, "must be greater than 0")
-NOT_NEGATIVE: Check = (lambda v: v >= 0, "must be 0 or greater")
-FRACTION: Check = (lambda v: 0 < v < 1, "must be between 0 and 1, both excluded")
-BELOW_ONE: Check = (lambda v: 0 <= v < 1, "must be at least 0 and below 1")
-PIXELS: Check = (lambda v: 1 <= v <= 4096, "must be from 1 to 4096 pixels")
-SHARE: Check = (lambda v: 0 < v <= 1, "must be above 0 and at most 1")
-SEEDS: Check = (lambda v: 1 <= v <= 10_000, "must be from 1 to 10000")  # more are a mistake in typing, days later
-
 SCHEDULES = ("constant", "multistep", "exponential", "cosine")
-
-
-def flag(
-    default: Any,
-    group: str,
-    help: str,
-    *,
-    choices: Sequence[str] | None = None,
-    check: Check | None = None,
-    changes_results: bool = True,
-    metavar: str | None = None,
-) -> Any:
-    """A field of a Config. ``changes_results``: whether it changes the numbers of a run; paths, verbosity and
-    plots do not, and are left out when two configurations are compared. ``metavar``: what --help calls its value."""
-    metadata = {
-        "group": group, "help": help, "choices": choices, "check": check, "changes_results": changes_results,
-        "metavar": metavar,
-    }  # fmt: skip
-    if isinstance(default, list):
-        raise TypeError("use a tuple")
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -203,7 +181,10 @@ class Config:
     epochs: float = flag(40, "optimization", "passes over the training data", check=POSITIVE)
     batch_size: int = flag(32, "optimization", "samples of a worker's SGD step", check=POSITIVE)
     lr: float = flag(0.05, "optimization", "learning rate", check=POSITIVE)
-    momentum: float = flag(0.9, "optimization", "SGD momentum", check=BELOW_ONE)
+    optimizer: str = flag("sgd", "optimization", "what a local step is", choices=tuple(OPTIMIZERS))
+    momentum: float = flag(0.9, "optimization", "momentum of SGD, beta1 of adam and adamw", check=BELOW_ONE)
+    beta2: float = flag(0.999, "optimization", "adam, adamw: decay of the squares", check=BELOW_ONE)
+    eps: float = flag(1e-8, "optimization", "adam, adamw: what is added to the root of the squares", check=POSITIVE)
     wd: float = flag(5e-4, "optimization", "weight decay", check=NOT_NEGATIVE)
     scheduler: str = flag("cosine", "optimization", "how the learning rate falls over the run", choices=SCHEDULES)
     gamma: float = flag(
@@ -296,20 +277,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.num_workers is None and self.partition != "natural":
             object.__setattr__(self, "num_workers", 8)
-        for f in dataclasses.fields(self):
-            value, meta = getattr(self, f.name), f.metadata
-            for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, str):
-                    check_text(f"--{f.name}", number)
-                if isinstance(number, float) and not math.isfinite(number):
-                    raise UsageError(f"--{f.name} is {number}: it must be a finite number.")
-                if isinstance(number, int | float) and abs(number) >= LARGEST:
-                    raise UsageError(f"--{f.name} is {number}: it must be below {LARGEST:.0e}.")
-            for one in value if isinstance(value, tuple) else () if value is None else (value,):
-                if meta["choices"] and one not in meta["choices"]:
-                    raise unknown_name(f"--{f.name}", str(one), meta["choices"])
-                if meta["check"] and not meta["check"][0](one):
-                    raise UsageError(f"--{f.name} is {one}: it {meta['check'][1]}.")
+        check_fields(self)
         self.check()
 
     def check(self) -> None:

@@ -139,7 +139,7 @@ EFFECTS: tuple[Effect, ...] = (
         "it needs --protocol fedavg, fedasync or chained; --protocol {protocol} counts in --local_steps",
     ),
     Effect(("keep_momentum",), _only("protocol", "fedavg", "fedasync"), "it needs --protocol fedavg or fedasync"),
-    Effect(("keep_momentum",), lambda c: c.momentum > 0, "--momentum is 0"),
+    Effect(("keep_momentum",), lambda c: c.momentum > 0 or c.optimizer != "sgd", "--momentum is 0"),
     Effect(
         ("async_alpha", "staleness_exponent", "buffer_size"),
         _only("protocol", "fedasync"),
@@ -158,6 +158,7 @@ EFFECTS: tuple[Effect, ...] = (
     ),
     Effect(("finetune_head",), lambda c: c.finetune > 0, "it needs --finetune EPOCHS"),
     # optimization
+    Effect(("beta2", "eps"), _only("optimizer", "adam", "adamw"), "it needs --optimizer adam or adamw"),
     Effect(
         ("gamma",),
         _only("scheduler", "multistep", "exponential"),
@@ -272,8 +273,8 @@ EFFECTS: tuple[Effect, ...] = (
 ALWAYS = frozenset(
     """
     dataset_name image_size val_fraction max_train augment flip_labels bad_data drop_samples keep_samples partition
-    pretrained init num_workers byzantine on_bad_worker speed_spread step_ms finetune epochs batch_size lr momentum wd
-    scheduler warmup_step max_rounds patience device dtype seed seeds deterministic engine protocol config
+    pretrained init num_workers byzantine on_bad_worker speed_spread step_ms finetune epochs batch_size lr optimizer
+    momentum wd scheduler warmup_step max_rounds patience device dtype seed seeds deterministic engine protocol config
     batch_parts resume checkpoint_every eval_every plots tensorboard quiet stage model_A
     """.split()
 )

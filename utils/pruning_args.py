@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from utils.args import FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, Check, Config, flag
+from utils.args import Config
 from utils.errors import UsageError
+from utils.flags import FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, Check, flag
 from utils.registry import INFLUENCE, NETWORKS
 
 METHODS = (*INFLUENCE, "noprune")

@@ -77,6 +77,12 @@ CHAIN_ORDERS = {  # who trains a walking model next: training/protocols/chained.
     "policy": "homogeneous.order:decided",
 }
 
+OPTIMIZERS = {  # (**settings) -> Optimizer: workers/optimizers.py
+    "sgd": "workers.optimizers:sgd",
+    "adam": "workers.optimizers:adam",
+    "adamw": "workers.optimizers:adamw",
+}
+
 PROTOCOLS = {  # a subclass of training.protocols.Protocol
     "gossip": "training.protocols.gossip:Gossip",
     "local": "training.protocols.local:Local",

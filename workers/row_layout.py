@@ -56,6 +56,7 @@ class RowLayout:
 
     def __init__(self, model: nn.Module, channels_last: bool = False, align: int = 1):
         floats = [(name, tensor) for name, tensor in model.named_buffers() if tensor.is_floating_point()]
+        self.align = align
         self.parameters, self.P = _entries(list(model.named_parameters()), 0, align, channels_last)
         self.buffers, self.D = _entries(floats, self.P, align)
         self.num_parameters = sum(e.numel for e in self.parameters)

@@ -9,7 +9,7 @@ The arithmetic is that of the ``loop`` engine, operator by operator; on a GPU th
 float32, in which the fused update reads it from memory. Elsewhere than on a GPU nothing is captured: the same
 code runs on the same fixed tensors, which is how the tests hold it to the loop's bits.
 
-Legend: N workers, R rows, D floats a row, B batch.
+Legend: N workers, R rows, D floats a row, S floats of an optimizer's state, B batch.
 """
 
 from __future__ import annotations
@@ -134,13 +134,13 @@ class Recorded(Protocol):
     num_rows: int
     row_sizes: list[int]
     rows_RD: Tensor
-    momentum_RP: Tensor
+    state_RS: Tensor
 
     def train_chunk(self, chunk: list[int], batch: Batch, lr: Tensor, losses_R: Tensor) -> None: ...
 
 
 class StepGraph:
-    """``StepGraph(fleet)(fleet, batch, lr)`` is one SGD step of all rows of that fleet; the losses [R] before it.
+    """``StepGraph(fleet)(fleet, batch, lr)`` is one local step of all rows of that fleet; the losses [R] before it.
 
     On a GPU it keeps nothing of the fleet but the matrices that its graphs write to: the fleet holds this object,
     and a GPU's memory should not wait for a garbage collection.
@@ -163,7 +163,7 @@ class StepGraph:
             self._batch = FixedBatch(self._sizes, batch)
         else:
             self._batch.put(batch)
-        matrices = fleet.rows_RD, fleet.momentum_RP
+        matrices = fleet.rows_RD, fleet.state_RS
         where = matrices[0].data_ptr(), matrices[1].data_ptr()
         if where not in self._recorded:
             if len(self._recorded) == MATRICES:
@@ -183,8 +183,8 @@ class StepGraph:
 
     def _rehearse_row(self, fleet: Recorded, row: int) -> None:
         """The step of one row, undone."""
-        rows_D, momentum_P = fleet.rows_RD[row], fleet.momentum_RP[row]
-        before_D, before_P = rows_D.clone(), momentum_P.clone()
+        rows_D, state_S = fleet.rows_RD[row], fleet.state_RS[row]
+        before_D, before_S = rows_D.clone(), state_S.clone()
         self._step_row(fleet, row)
         rows_D.copy_(before_D)
-        momentum_P.copy_(before_P)
+        state_S.copy_(before_S)

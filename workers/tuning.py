@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from data.batches import Batches, Samples
 from utils.errors import UsageError
 from workers.engine import DEVICE_ERRORS, Engine, cuts_batches
+from workers.optimizers import SGD, Optimizer
 from workers.step_graph import RecordingFailed
 from workers.worker_vision import Fleet
 
@@ -33,6 +34,7 @@ RECURRENT_BATCH = 64
 # since each part makes gradients of all weights, which have to be added.
 PART_PRODUCTS, PART_PRODUCTS_A_WEIGHT = 20_000_000, 64
 TRIAL_ROWS, GPU_TRIAL_ROWS = 128, 64
+TRIAL = SGD(0.9)  # what a step is timed with unless somebody says otherwise
 MOST_DEVIATION = 0.01  # of a recorded step from a plain one; a step left out would be 0.3
 
 
@@ -45,10 +47,11 @@ def choose_execution(
     threads: int,
     device: torch.device,
     autocast: torch.dtype | None,
+    optimizer: Optimizer = TRIAL,
 ) -> tuple[str, bool]:
     """The engine's name and whether convolutions are laid out channels_last.
 
-    ``engine`` 'auto' and ``channels_last`` None follow the rule; 'measure' times SGD steps of a part of the fleet.
+    ``engine`` 'auto' and ``channels_last`` None follow the rule; 'measure' times local steps of a part of the fleet.
     """
     if engine == "graph" and device.type != "cuda":
         raise UsageError(f"--engine graph records steps for a GPU, and this run is on '{device}': use --engine auto.")
@@ -60,12 +63,12 @@ def choose_execution(
         names = ["graph", "loop"] if device.type == "cuda" else ["threads"]
         names += [] if has_convolutions else ["vmap"]
         candidates = [(n, c) for n in names for c in layouts]
-        name, layout = fastest(model, samples, batches, candidates, threads, device, autocast)
+        name, layout = fastest(model, samples, batches, candidates, threads, device, autocast, optimizer)
     else:
         batch_size = int(batches.sizes_N.max())
         name = rule(model, workers, device.type, autocast, batch_size) if engine == "auto" else engine
     if name == "graph":
-        check_recording(model, samples, batches, layout, device, autocast)
+        check_recording(model, samples, batches, layout, device, autocast, optimizer)
     return name, layout
 
 
@@ -126,20 +129,21 @@ def check_recording(
     channels_last: bool,
     device: torch.device,
     autocast: torch.dtype | None,
+    optimizer: Optimizer = TRIAL,
 ) -> None:
     """Raises :class:`UsageError` where this network's steps cannot be recorded, or recorded ones do not do what plain
     ones do: a bad recording would train on in silence. Compared are all rows of a part of the fleet, and their
-    momentum, after three steps and two mixes, by how far they moved."""
+    optimizers' state, after three steps and two mixes, by how far they moved."""
     ends = {}
     for name in ("loop", "graph"):
-        fleet = trial_fleet(model, samples, batches, (name, channels_last), 1, device, autocast)
+        fleet = trial_fleet(model, samples, batches, (name, channels_last), 1, device, autocast, optimizer)
         start_RD, rows = fleet.rows_RD.clone(), fleet.num_rows
         ring = sparse.csr_array((np.eye(rows) + np.roll(np.eye(rows), 1, 1)) / 2)
         for t in range(3):
             fleet.step(torch.full((fleet.num_workers,), t), 1e-3)
             if t < 2:
                 fleet.mix(ring)
-        ends[name] = torch.cat([fleet.rows_RD - start_RD, fleet.momentum_RP], 1)
+        ends[name] = torch.cat([fleet.rows_RD - start_RD, fleet.state_RS], 1)
     error_R, moved_R = (ends["graph"] - ends["loop"]).norm(dim=1), ends["loop"].norm(dim=1)
     if not bool((error_R <= MOST_DEVIATION * moved_R).all()):
         raise UsageError("recorded steps of this network differ from plain ones: use --engine loop.")
@@ -153,12 +157,13 @@ def fastest(
     threads: int,
     device: torch.device,
     autocast: torch.dtype | None,
+    optimizer: Optimizer = TRIAL,
 ) -> tuple[str, bool]:
     """The candidate whose step takes the least time; those that cannot run this network are left out."""
     seconds, problem = {}, None
     for candidate in candidates:
         try:
-            seconds[candidate] = time_step(model, samples, batches, candidate, threads, device, autocast)
+            seconds[candidate] = time_step(model, samples, batches, candidate, threads, device, autocast, optimizer)
         except RecordingFailed:  # not to be followed by anything in this process
             raise
         except UsageError as error:
@@ -180,9 +185,10 @@ def time_step(
     threads: int,
     device: torch.device,
     autocast: torch.dtype | None,
+    optimizer: Optimizer = TRIAL,
 ) -> float:
     """Seconds of a worker's step, timed on a part of the fleet: the best of three after one that is not timed."""
-    fleet = trial_fleet(model, samples, batches, candidate, threads, device, autocast)
+    fleet = trial_fleet(model, samples, batches, candidate, threads, device, autocast, optimizer)
     steps_N = torch.zeros(fleet.num_workers, dtype=torch.int64)
     best = float("inf")
     for _ in range(4):
@@ -203,6 +209,7 @@ def trial_fleet(
     threads: int,
     device: torch.device,
     autocast: torch.dtype | None,
+    optimizer: Optimizer = TRIAL,
 ) -> Fleet:
     """A part of the fleet: 2 workers a thread where each is a chunk of its own, up to 128 where they are batched, up
     to 64 on a GPU."""
@@ -214,4 +221,4 @@ def trial_fleet(
     rows = GPU_TRIAL_ROWS if device.type == "cuda" else TRIAL_ROWS if name == "vmap" else 2 * threads
     rows = min(rows, len(batches.lengths_N))
     part = Batches(batches.shards[:rows], batches.batch_size, batches.seed)
-    return Fleet(engine, row_D.to(device), trial, part, momentum=0.9)
+    return Fleet(engine, row_D.to(device), trial, part, optimizer=optimizer)

@@ -1,19 +1,18 @@
-"""N workers as the rows of one matrix: local SGD, gossip, evaluation.
+"""N workers as the rows of one matrix: local steps, gossip, evaluation.
 
-All float state of worker k is row k of ``rows_RD``; momentum is a second matrix. A local step runs
-chunk by chunk on the engine, gossip is one product with the mixing matrix, and averaging,
-checkpointing or sending a worker is one operation on a row.
+All float state of worker k is row k of ``rows_RD``; what its optimizer remembers is a row of a second
+matrix. A local step runs chunk by chunk on the engine, gossip is one product with the mixing matrix,
+and averaging, checkpointing or sending a worker is one operation on a row.
 
 Several replicas of the fleet may train side by side (``replicas`` = M): same batches and mixing,
 different sample weights. That is how the audit retrains many times at the price of one process.
 
 Legend: N workers, M replicas, R = M N rows (row = replica * N + worker), P trainable floats,
-D floats a row, B batch, n samples of the data set (or workers of a chunk, as in _nD), C outputs.
+D floats a row, S floats of an optimizer's state, B batch, n samples of the data set (or workers of
+a chunk, as in _nD), C outputs.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -29,9 +28,11 @@ from workers.batch import Batch, Gradients, added
 from workers.engine import Engine
 from workers.evaluation import evaluate_rows
 from workers.mixing import mix_replicas, mix_rows, without_workers
+from workers.optimizers import SGD, Optimizer, descend, state_size
 from workers.robust import Byzantine, robust_mix, sent_rows
 from workers.step_graph import StepGraph
 
+PLAIN = SGD()
 COLUMNS = 1 << 16  # floats of a sum over rows that stay in a CPU's cache
 
 
@@ -50,15 +51,14 @@ class Fleet:
         samples: Samples,
         batches: Batches,
         *,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
+        optimizer: Optimizer = PLAIN,
         seed: int = 0,
         weights_Mn: Tensor | None = None,
         owned: range | None = None,
     ):
         self.engine, self.layout = engine, engine.layout
         self.samples, self.batches = samples, batches
-        self.momentum, self.weight_decay, self.seed = momentum, weight_decay, seed
+        self.optimizer, self.seed = optimizer, seed
         self.device, self.dtype = initial_ND.device, initial_ND.dtype
         self.num_workers = len(batches.lengths_N)
         if weights_Mn is None:
@@ -75,7 +75,8 @@ class Fleet:
             )
         start_ND = initial_ND.expand(self.num_workers, -1)
         self.rows_RD = start_ND[self.owned.start : self.owned.stop].repeat(self.replicas, 1)
-        self.momentum_RP = torch.zeros(self.num_rows, self.layout.P, device=self.device, dtype=self.dtype)
+        size = state_size(optimizer, self.layout)
+        self.state_RS = torch.zeros(self.num_rows, size, device=self.device, dtype=self.dtype)
         self.extra: dict[str, Tensor] = {}  # further state of a protocol, such as a server's model
         self.isolated: set[int] = set()  # workers that nobody hears any more
         self.uncounted: frozenset[int] = frozenset()  # workers that the consensus leaves out from the start
@@ -140,9 +141,8 @@ class Fleet:
         return int(sizes_n.max())
 
     def step(self, steps_N: Tensor, lr: float, workers: list[int] | None = None) -> Tensor:
-        """One SGD step of the given workers (default: all), worker k at its own step ``steps_N[k]``.
-
-            m <- beta m + grad + wd x;  x <- x - lr m
+        """One local step of the given workers (default: all), worker k at its own step ``steps_N[k]``, as the optimizer
+        (:mod:`workers.optimizers`) makes it.
 
         Returns the training loss [R] before the step (0 for rows that did not step).
         """
@@ -165,14 +165,14 @@ class Fleet:
         return losses_R
 
     def train_chunk(self, chunk: list[int], batch: Batch, lr: float | Tensor, losses_R: Tensor) -> None:
-        """One SGD step of the rows of a chunk on their batch; their losses go into ``losses_R``."""
+        """One local step of the rows of a chunk on their batch; their losses go into ``losses_R``."""
         contiguous = chunk[-1] - chunk[0] + 1 == len(chunk)
         part = slice(chunk[0], chunk[-1] + 1) if contiguous else chunk  # a list would copy
-        rows_nD, momentum_nP = self.rows_RD[part], self.momentum_RP[part]
+        rows_nD, state_nS = self.rows_RD[part], self.state_RS[part]
         leaves, gradients, loss_n = added([self._gradients(rows_nD, b) for b in batch.cut(self.engine.parts)])
-        self._descend(leaves, gradients, rows_nD, momentum_nP, lr)
+        descend(self.engine, self.optimizer, leaves, gradients, rows_nD, state_nS, lr)
         if not contiguous:
-            self.rows_RD[part], self.momentum_RP[part] = rows_nD, momentum_nP
+            self.rows_RD[part], self.state_RS[part] = rows_nD, state_nS
         losses_R[part] = loss_n.to(losses_R.dtype)
 
     def _train_in_parts(
@@ -187,7 +187,7 @@ class Fleet:
         results = iter(self.engine.map(self._gradients, *zip(*tasks, strict=True)))
         for row, row_1D, cut in zip(rows, rows_1D, parts, strict=True):
             leaves, gradients, loss_1 = added([next(results) for _ in cut])
-            self._descend(leaves, gradients, row_1D, self.momentum_RP[row : row + 1], lr)
+            descend(self.engine, self.optimizer, leaves, gradients, row_1D, self.state_RS[row : row + 1], lr)
             losses_R[row] = loss_1
 
     def _gradients(self, rows_nD: Tensor, batch: Batch) -> Gradients:
@@ -197,55 +197,13 @@ class Fleet:
         loss_n = batch.mean(self.samples.task.losses(outputs_nBC, batch.targets))
         return Gradients(leaves, torch.autograd.grad(loss_n.sum(), leaves), loss_n.detach())
 
-    @torch.no_grad()
-    def _descend(
-        self,
-        leaves: list[Tensor],
-        gradients: Sequence[Tensor],
-        rows_nD: Tensor,
-        momentum_nP: Tensor,
-        lr: float | Tensor,
-    ) -> None:
-        """The SGD update of a chunk: one fused kernel, which walks raw memory, so whatever it gets must lie in
-        memory alike."""
-        if self.engine.batched:
-            gradient_nP = self.layout.unfilled(momentum_nP)
-            for entry, gradient in zip(self.layout.parameters, gradients, strict=True):
-                entry.view(gradient_nP).copy_(gradient)
-            parameters_nP = rows_nD[:, : self.layout.P]
-            if not parameters_nP.is_contiguous():  # statistics lie between the rows' parameters
-                gradient_nP.add_(parameters_nP, alpha=self.weight_decay)
-                momentum_nP.mul_(self.momentum).add_(gradient_nP)
-                parameters_nP.add_(momentum_nP, alpha=-lr)
-                return
-            parameters, gradients, momenta = [parameters_nP], [gradient_nP], [momentum_nP]
-        else:
-            parameters = [leaf.detach() for leaf in leaves]
-            gradients = [
-                g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
-                for g, p in zip(gradients, parameters, strict=True)
-            ]
-            momenta = self.engine.views(self.layout.parameters, momentum_nP)
-        torch._fused_sgd_(
-            parameters,
-            gradients,
-            momenta if self.momentum else [],
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-            lr=lr,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-            is_first_step=False,
-        )
-
     # ---- mixing --------------------------------------------------------------------------------
 
-    def mix(self, matrix: sparse.csr_array, momentum: bool = False) -> None:
-        """X <- W X in every replica (row = receiver); ``momentum``: the momentum rows too."""
+    def mix(self, matrix: sparse.csr_array, state: bool = False) -> None:
+        """X <- W X in every replica (row = receiver); ``state``: that of the optimizers too."""
         self.rows_RD = self._mixed(matrix, self.rows_RD)
-        if momentum:
-            self.momentum_RP = self._mixed(matrix, self.momentum_RP)
+        if state:
+            self.state_RS = self._mixed(matrix, self.state_RS)
 
     def mix_robustly(
         self, matrix: sparse.csr_array, rule: str, byzantine: Byzantine | None, round_index: int, isolate: bool = False
@@ -291,13 +249,13 @@ class Fleet:
             kept = self._block_diagonals[id(matrix)] = (matrix, blocks)
         return kept[1]
 
-    def reset_momentum(self, workers: list[int]) -> None:
-        """Momentum of these workers to zero."""
+    def reset_state(self, workers: list[int]) -> None:
+        """These workers' optimizers forget."""
         if len(workers) == self.num_workers:
-            self.momentum_RP.zero_()
+            self.state_RS.zero_()
         else:
             rows = torch.tensor(self.rows_of(workers), dtype=torch.int64)  # none, maybe, in one of several processes
-            self.momentum_RP.index_fill_(0, send(rows, self.device), 0.0)
+            self.state_RS.index_fill_(0, send(rows, self.device), 0.0)
 
     # ---- looking --------------------------------------------------------------------------------
 

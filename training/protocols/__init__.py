@@ -18,6 +18,7 @@ from scipy import sparse
 from torch import Tensor
 
 from utils.devices import send
+from utils.errors import UsageError
 from utils.influence.trajectory import Step
 from utils.registry import PROTOCOLS, load
 from workers.mixing import without_workers
@@ -129,6 +130,17 @@ class Protocol(ABC):
         return fleet.consensus()
 
 
+def check_differentiable(config: Config) -> None:
+    """Raises :class:`UsageError` where influence methods cannot differentiate the run."""
+    if config.optimizer != "sgd":
+        raise UsageError(
+            f"influence methods need --optimizer sgd: the derivative of a step of {config.optimizer} is not written."
+        )
+    reason = load_protocol(config.protocol).not_linear(config)
+    if reason is not None:
+        raise UsageError(f"influence methods need rounds that mix linearly: {reason}.")
+
+
 def mix_round(fleet: Fleet, job: Job, plan: RoundPlan, r: int) -> None:
     """The gossip step of a round: linear, or under a robust rule, without isolated workers."""
     matrix = plan.mixing
@@ -153,7 +165,7 @@ def train_round(fleet: Fleet, plan: RoundPlan) -> Tensor:
 def train_step(fleet: Fleet, step: Step) -> Tensor:
     """One local step, without the mix that may follow it; the training loss [R] before it."""
     if step.reset:
-        fleet.reset_momentum(list(step.reset))
+        fleet.reset_state(list(step.reset))
     active = step.active
     if fleet.isolated:
         active = [k for k in active or range(fleet.num_workers) if k not in fleet.isolated]
