@@ -130,6 +130,7 @@ def test_bad_flags(flags, message, capsys):
     assert message in captured.err and captured.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     out = tmp_path / "training.json"
     command = [sys.executable, "-m", "benchmarks.training", "--quick", "--models", "mlp", "--threads", "1"]
@@ -251,6 +252,7 @@ def certify(tmp_path, *flags):
     return code, json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_the_gpu_command_runs_without_a_gpu(tmp_path, capsys):
     code, record = certify(tmp_path, "--only", "correctness-mlp", "speed-gossip")
     assert code == 0 and record["ok"] and record["complete"]
@@ -293,6 +295,7 @@ def killed_check(task):
     Probe(killed_build)()
 
 
+@pytest.mark.slow
 def test_a_check_that_fails_hangs_or_dies_leaves_the_others_alone(tmp_path, capsys, monkeypatch):
     checks = [failing_check, hanging_check, killed_check, lambda task: iter([figure("a figure", 3.0)])]
     names = ("fails", "hangs", "dies", "works")

@@ -102,9 +102,10 @@ SCORED = {
     "fedavg": dict(model="mlp_smooth", engine="graph", protocol="fedavg", fraction_fit=0.5, epochs=2),
     "chained": dict(model="mlp_smooth", engine="graph", protocol="chained"),
 }
+SLOWLY_SCORED = SCORED.keys() - {"mlp-vmap", "chained"}
 
 
-@pytest.mark.parametrize("name", SCORED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOWLY_SCORED else n for n in SCORED])
 @in_own_process
 def test_scores_are_the_bits_of_the_cpu(name):
     def scored(job: Job) -> dict[str, Tensor]:

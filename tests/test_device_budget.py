@@ -56,6 +56,7 @@ SCORE_BUDGETS: dict[tuple[str, str], tuple[int, int]] = {
     ("cnn_smooth", "delete"): (4, 955),
     ("cnn_smooth", "if"): (17, 157),
 }
+FAST_SCORES = {case for case in SCORE_BUDGETS if case[0] == "mlp_smooth"} | {("cnn_smooth", "cascade")}
 # Gossip of so many workers: one product up to 256 of them, whatever the topology.
 GOSSIP_BUDGETS: dict[tuple[str, int], tuple[int, int]] = {
     ("ring", 520): (0, 48),
@@ -124,7 +125,10 @@ def test_steps_under_other_settings_are_in_the_budget(name):
     assert_within({name: budget}, {name: figure})
 
 
-@pytest.mark.parametrize("model,method", SCORE_BUDGETS)
+SCORED = [case if case in FAST_SCORES else pytest.param(*case, marks=pytest.mark.slow) for case in SCORE_BUDGETS]
+
+
+@pytest.mark.parametrize("model,method", SCORED)
 @in_own_process
 def test_scores_are_in_the_budget(model, method):
     engine = "vmap" if model == "mlp_smooth" else "graph"
@@ -192,7 +196,7 @@ def test_a_checkpoint_takes_no_memory_of_the_device():
     assert (waits, launches) == (2, 0), where
 
 
-@pytest.mark.parametrize("engine", ["vmap", "graph"])
+@pytest.mark.parametrize("engine", ["vmap", pytest.param("graph", marks=pytest.mark.slow)])
 @in_own_process
 def test_launches_of_step_and_gossip_do_not_depend_on_the_number_of_workers(engine, tmp_path):
     figures = {}

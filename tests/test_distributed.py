@@ -99,6 +99,7 @@ def test_the_run_is_the_same_over_processes(alone, tmp_path, processes):
         assert (many / "model.safetensors").exists() and len(list((many / "checkpoints").iterdir())) == processes
 
 
+@pytest.mark.slow
 def test_pruning_works_on_a_run_of_several_processes(tmp_path):
     flags = [
         "--model",
@@ -231,7 +232,7 @@ if os.environ["RANK"] == "1":
         pytest.param(["--lr", "0.01"], "", "--lr", marks=pytest.mark.slow),
         pytest.param(["--seed", "1"], "", "--seed", marks=pytest.mark.slow),
         pytest.param(["--checkpoint_every", "2"], "", "--checkpoint_every", marks=pytest.mark.slow),
-        ([], OTHER_PIXELS, "data"),
+        pytest.param([], OTHER_PIXELS, "data", marks=pytest.mark.slow),
     ],
 )
 def test_processes_that_differ_are_refused(tmp_path, extra, patch, words):
@@ -260,7 +261,7 @@ def test_every_process_takes_a_gpu_of_its_own(monkeypatch):
     assert done == [("set_device", "cuda:1"), ("init", "cpu:gloo,cuda:nccl")]
 
 
-@pytest.mark.parametrize("kind", ["lock", "data"])
+@pytest.mark.parametrize("kind", [pytest.param("lock", marks=pytest.mark.slow), "data"])
 def test_what_process_0_refuses_ends_all_in_a_line(tmp_path, kind):
     """A folder in use and data that changed: the others do not wait for a process that has given up."""
     words = ["--model", "mlp", "--max_train", "300", "--num_workers", "4", "--epochs", "1", "--no-plots", "--quiet",

@@ -211,6 +211,7 @@ TOYS = ("--dataset_name", "toy", "--model", "toy", "--protocol", "toy", "--mode"
         "--run_name", "toys", "--quiet")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_training_knows_them(extended):
     run(extended, "main.py", *TOYS)
     stage1 = extended / "results" / "toys" / "stage1"

@@ -391,7 +391,10 @@ def test_an_interrupted_audit_goes_on(tmp_path, monkeypatch):
     assert command.load(run / "audit.json")["actual"] == command.load(whole / "audit.json")["actual"]
 
 
-@pytest.mark.parametrize("damage", ["{", '{"settings": 1}', "flip", {"0": None}, {"x": 1.0}, [1.0]])
+@pytest.mark.parametrize(
+    "damage",
+    ["{", "flip", {"0": None}, *(pytest.param(d, marks=pytest.mark.slow) for d in ('{"settings": 1}', {"x": 1.0}, [1.0]))],
+)
 def test_damaged_retrainings_are_made_again(tmp_path, damage, capsys):
     words = ("--audit", "--audit_groups", "3", "--methods", "random")
     run = prune(tmp_path, *words)

@@ -231,7 +231,8 @@ def test_scores_are_reproducible_to_the_bit():
         assert torch.equal(first, second) and bool(first.abs().sum() > 0)
 
 
-@pytest.mark.parametrize(("limit", "allowed"), [pytest.param(32, 32, marks=pytest.mark.slow), (12, 18)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "allowed"), [(32, 32), (12, 18)])
 def test_replay_needs_few_states_and_gives_the_same_scores(limit, allowed):
     job = digits_job(model="mlp_smooth", engine="vmap", epochs=120, max_train=200)
     run = recorded(job)

@@ -540,7 +540,7 @@ def test_every_picture_takes_any_name():
 # ---- small and odd runs -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [1, 2, 300])
+@pytest.mark.parametrize("workers", [1, 2, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_the_smallest_runs_are_drawn(tmp_path, workers, rounds):
     path = make_run(tmp_path / "stage1", workers, rounds=2 * rounds)

@@ -68,6 +68,7 @@ def test_one_run_is_drawn_stage_by_stage(results, capsys):
     assert command(capsys, f"{results / 'ring'}/") == pictures(stage1, stage2)
 
 
+@pytest.mark.slow
 def test_a_folder_of_seeds_is_drawn_seed_by_seed_and_on_one_sheet(results, capsys):
     folder = results / "seeds"
     each = pictures(*(folder / f"seed-{seed}" / "stage1" for seed in (0, 2, 10)))

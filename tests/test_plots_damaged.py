@@ -191,7 +191,7 @@ def test_the_line_says_what_is_wrong(folder, name, way, wrong, said):
     assert said in refusal(DRAWN_BY[name], folder)
 
 
-@pytest.mark.parametrize("name, way, odd", [
+ODD_FIGURES = [
     ("stage1/metrics.jsonl", ("worker_val_loss",), [None] * N),
     ("stage1/metrics.jsonl", ("train_loss",), 1e308),
     ("stage1/metrics.jsonl", ("consensus_distance",), None),
@@ -212,7 +212,14 @@ def test_the_line_says_what_is_wrong(folder, name, way, wrong, said):
     ("sweep.json", ("methods", "if", "test_accuracy"), [None] * 3),
     ("sweep.json", ("methods", "if", "test_accuracy_std"), [None] * 3),
     ("stage2_if_0.6/summary.json", ("worker_test_accuracy",), []),
-])  # fmt: skip
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, way, odd",  # every second of those that draw a whole run only in CI
+    [pytest.param(*case, marks=pytest.mark.slow) if i % 2 and "stage" in case[0] else case
+     for i, case in enumerate(ODD_FIGURES)],
+)  # fmt: skip
 def test_figures_that_are_not_finite_are_left_out(folder, name, way, odd):
     damage(folder / name, way, odd)
     assert not refusal(DRAWN_BY[name], folder)

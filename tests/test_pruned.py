@@ -48,7 +48,7 @@ def test_the_command_alone_trains_stage_1_first_and_says_so(tmp_path, capsys):
     assert (tmp_path / "run" / "stage1" / "summary.json").exists()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.slow) if m == "dice" else m for m in METHODS])
 def test_every_method_end_to_end(copy, method):
     stage1 = copy / "run" / "stage1"
     before = stamps(stage1)

@@ -289,7 +289,13 @@ def test_a_sweep_over_seeds_spells_its_metric(tmp_path):
 # ---- whole runs ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, data, model", [("timeseries", series, "lstm"), ("imagefolder", findings, "cnn_smooth")])
+@pytest.mark.parametrize(
+    "name, data, model",
+    [
+        pytest.param("timeseries", series, "lstm", marks=pytest.mark.slow),
+        ("imagefolder", findings, "cnn_smooth"),
+    ],
+)
 def test_a_pruning_of_every_task_leaves_its_pictures(tmp_path, monkeypatch, capsys, name, data, model):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(DATASETS, name, lambda path, options: data())
