@@ -4,6 +4,7 @@ should train it next, and is measured against policies that have learned nothing
     python -m homogeneous                                 digits, ten nodes, in a few minutes
     python -m homogeneous --agent none                    the policies alone
     python -m homogeneous --dataset_name fashionmnist --model cnn --goal 0.7
+    python -m homogeneous --paper                         the paper's world and agent (--paper --help: its defaults)
 
 All flags of main.py that say what is trained, where and how work here too. Results: results/NAME/homogeneous/.
 """
@@ -30,13 +31,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel ov
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, learn, measure, draw. Returns the exit code."""
-    from homogeneous.args import WalkConfig
+    from homogeneous.args import config_class
     from utils.args import parse
     from utils.errors import UsageError, refusal
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
-        config = parse(WalkConfig, argv, __doc__)
+        config = parse(config_class(sys.argv[1:] if argv is None else argv), argv, __doc__)
         check_packages(config)
         from training.deal import with_workers
         from training.run import own_folder, run_folder
@@ -61,7 +62,7 @@ def check_packages(config: WalkConfig) -> None:
     from utils.errors import UsageError
 
     missing = [name for name in ("gymnasium", "stable_baselines3") if find_spec(name) is None]
-    if missing and config.agent != "none":
+    if missing and config.agent != "none" and not config.paper:
         raise UsageError(
             f"the agent needs {' and '.join(missing)}: pip install -r requirements-homogeneous.txt (or --agent none)."
         )
@@ -83,7 +84,9 @@ def run(config: WalkConfig, folder: Path) -> dict[str, Any]:
     bind(config, world, folder)
     policies = {name: POLICIES[name] for name in names}
     if config.agent != "none":
-        policies["agent"] = learned(config, world, folder)
+        policies["agent"] = agent = learned(config, world, folder)
+        if config.paper:
+            policies["agent_explores"] = agent.exploring
     seeds = [derive_seed(config.seed, "measured walk", s) for s in range(config.seeds)]
     found = {}
     for name, policy in policies.items():
@@ -151,6 +154,7 @@ def bind(config: WalkConfig, world: World, folder: Path) -> None:
 def learned(config: WalkConfig, world: World, folder: Path) -> Any:
     """The agent of this folder, which learns now where there is none."""
     from homogeneous.agent import learn, load_agent
+    from homogeneous.paper import teach
     from utils.progress import bar
     from utils.records import MetricsLog
 
@@ -167,7 +171,10 @@ def learned(config: WalkConfig, world: World, folder: Path) -> Any:
         ticks.set_postfix(hops=len(walk["nodes"]), exploration=f"{walk['exploration']:.2f}")
 
     with bar(config.episodes, "the agent learns", "walk", config.quiet) as ticks:
-        agent = learn(world, config.episodes, config.side_by_side, config.seed, done, told)
+        if config.paper:
+            agent = teach(world, config.episodes, config.seed, done, told)
+        else:
+            agent = learn(world, config.episodes, config.side_by_side, config.seed, done, told)
     agent.save(path)
     return agent
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from homogeneous.paper import PaperAgent, read_agent
 from homogeneous.world import Rules, Walking, World
 from utils.errors import UsageError
 from utils.files import read_bytes
@@ -81,14 +82,18 @@ class Agent:
         write_atomically(path, lambda file: file.write(data))
 
 
-def load_agent(path: Path) -> Agent:
+def load_agent(path: Path) -> Agent | PaperAgent:
     """Read one back. Raises :class:`UsageError` where the file is none."""
     read_bytes(path, "--policy")  # refuses what is no file: opening a pipe would wait for ever
     try:
         with safe_open(str(path), "pt") as file:
-            about = json.loads(file.metadata()["agent"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+            metadata = file.metadata()
+            if "paper_agent" in metadata:
+                return read_agent(json.loads(metadata["paper_agent"]), tensors)
+            about = json.loads(metadata["agent"])
             values = Values(int(about["nodes"]), int(about["features"]))
-            values.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118, no dict
+            values.load_state_dict(tensors)
             rules = Rules.from_json(about["rules"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{path} is no agent ({str(error).splitlines()[0]}).") from error
@@ -145,9 +150,7 @@ def learn(
 
     env = WalkVecEnv(world, min(side_by_side, episodes), derive_seed(seed, "agent's walks"))
     for walk in known:
-        for hops, values in enumerate(walk["measured"]):
-            measured = tuple(float("nan") if value is None else value for value in values)
-            env.walking.known[(walk["seed"], *walk["nodes"][:hops])] = measured
+        env.walking.remember(walk)
     steps = episodes * world.rules.max_hops
     torch.manual_seed(derive_seed(seed, "agent") % 2**63)
     model = OpenDQN(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from utils.args import SCHEDULES, Config
@@ -48,6 +49,8 @@ class WalkConfig(Config):
     side_by_side: int = flag(8, "walk", "walks at a time while the agent learns", check=POSITIVE)
     policies: tuple[str, ...] = flag((), "walk", "policies that are measured (default: all)", changes_results=False)
 
+    paper: bool = flag(False, "walk", "the world and the agent of the paper, as published (homogeneous/paper.py)")
+
     def training(self) -> Config:
         """The chained run of ``max_hops`` hops that a walk is."""
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(Config)}
@@ -56,5 +59,37 @@ class WalkConfig(Config):
     def check(self) -> None:
         """Settings that do not go together."""
         super().check()
+        if self.paper != isinstance(self, PaperConfig):
+            raise UsageError("--paper goes with a record of a run with --paper, and with no other.")
         if self.num_workers is not None and self.num_workers < 2:
             raise UsageError("--num_workers 1: a walk needs two nodes at least.")
+
+
+def _instead(name: str, value: object) -> object:
+    """The flag with another default."""
+    return dataclasses.field(default=value, metadata=WalkConfig.__dataclass_fields__[name].metadata)
+
+
+@dataclass(frozen=True)
+class PaperConfig(WalkConfig):
+    """The flags under ``--paper``: what the paper has is the default."""
+
+    paper: bool = _instead("paper", True)
+    model: str = _instead("model", "cnn_20_50")
+    image_size: int | None = _instead("image_size", 28)
+    partition: str | None = _instead("partition", "iid")  # the paper's shards take its place
+    optimizer: str = _instead("optimizer", "adam")
+    lr: float = _instead("lr", 1e-3)
+    eps: float = _instead("eps", 1e-7)
+    wd: float = _instead("wd", 0.0)
+    augment: str = _instead("augment", "none")
+    cost_weight: float = _instead("cost_weight", 1.0)
+    test_samples: int = flag(
+        2000, "walk", "the goal is looked at on the first N test samples (which the paper does, and nobody should)",
+        check=POSITIVE,
+    )
+
+
+def config_class(words: Sequence[str]) -> type[WalkConfig]:
+    """Of these words of a command line."""
+    return PaperConfig if any(word.split("=")[0] == "--paper" for word in words) else WalkConfig

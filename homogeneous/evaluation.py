@@ -2,7 +2,7 @@
 a random policy needs.
 
 A walk that does not arrive counts as twice the most hops (PAR2, as solvers are compared), so that staying at home is no
-way to look good.
+way to look good. (With --paper it counts as the hops it made, as there.)
 
 Legend: S measured walks, the same for every policy.
 """
@@ -26,7 +26,8 @@ def record(walking: Walking) -> dict[str, list]:
     """What the walks of a policy came to, a value each: ``hops`` as made, ``counted`` hops (PAR2), ``cost`` (distance),
     ``total`` = counted hops + weight x distance, whether they ``reached`` the goal, and where they went."""
     rules, reached_S = walking.rules, walking.reached_M()
-    counted_S = np.where(reached_S, walking.hop_M, PENALTY * rules.max_hops)
+    penalty = 1 if walking.world.published else PENALTY
+    counted_S = np.where(reached_S, walking.hop_M, penalty * rules.max_hops)
     return {
         "hops": walking.hop_M.tolist(),
         "counted": counted_S.tolist(),

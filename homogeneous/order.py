@@ -50,6 +50,8 @@ def _begin(job: Job) -> tuple[Agent, Walking]:
     if distributed.world() > 1:
         raise UsageError("--chain_order policy needs one process: the agent looks at the whole walk.")
     agent = load_agent(Path(job.config.policy))
+    if not isinstance(agent, Agent):
+        raise UsageError(f"--policy {job.config.policy}: an agent of --paper decides in the paper's world only.")
     walking = World(job, agent.rules).walks(1)
     walking.seeds = [None]  # not begun
     return agent, walking

@@ -98,6 +98,8 @@ def run(world: World, policy: Policy, seeds: Sequence[int], tick: Callable[[int]
     """A walk of every seed under a policy, side by side, each to its end."""
     walking = world.walks(len(seeds))
     walking.start(range(len(seeds)), seeds)
+    if world.first is not None:
+        walking.go(range(len(seeds)), [world.first] * len(seeds))
     while len(going := np.flatnonzero(~walking.over_M()).tolist()):
         walking.go(going, policy(walking, going))
         tick(len(going))

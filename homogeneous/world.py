@@ -61,10 +61,15 @@ class Rules:
 
 class World:
     """Nodes with their data (a chained :class:`training.build.Job`), rules, and who may follow whom ``open_NN``: a
-    model may stay. Raises :class:`UsageError` where some nodes cannot be reached."""
+    model may stay. Raises :class:`UsageError` where some nodes cannot be reached.
 
-    def __init__(self, job: Job, rules: Rules):
+    ``published``: walks are those of :mod:`homogeneous.paper`. They begin with a visit of node ``first``, nodes keep
+    their optimizer's state, and of a model its metric, its loss and how far its last visit moved it are measured.
+    """
+
+    def __init__(self, job: Job, rules: Rules, published: bool = False):
         self.job, self.rules, N = job, rules, job.config.num_workers
+        self.published, self.first = published, 0 if published else None
         if rules.distance_NN.shape != (N, N):
             raise UsageError(f"the distances are those of {len(rules.distance_NN)} nodes; here there are {N}.")
         linked_NN = sum(matrix.toarray() != 0 for matrix in job.topology.matrices) > 0
@@ -75,6 +80,10 @@ class World:
     @classmethod
     def of(cls, config: WalkConfig) -> World:
         """The world that the configuration describes."""
+        if config.paper:
+            from homogeneous.paper import paper_world
+
+            return paper_world(config)
         distance_NN = distances(config.distances, config.num_workers)
         return cls(build(config.training()), Rules(config.goal, config.max_hops, config.cost_weight, distance_NN))
 
@@ -127,7 +136,9 @@ class Walking:
 
     def __init__(self, world: World, count: int):
         self.world, self.rules = world, world.rules
-        self.walks = Walks(world.job, count, world.rules.max_hops)
+        self.walks = Walks(world.job, count, world.rules.max_hops, world.published)
+        if world.published:
+            self.walks.strata = []
         self.metric = self.walks.metric
         self.N = world.num_nodes
         self.seeds = [0] * count
@@ -154,6 +165,12 @@ class Walking:
     def loss_M(self) -> np.ndarray:
         """The validation loss of each."""
         return np.array([measured[-1][1] for measured in self.measured])
+
+    def remember(self, walk: dict[str, Any]) -> None:
+        """What a walk that has ended measured, as its line in episodes.jsonl has it."""
+        for hops, values in enumerate(walk["measured"]):
+            measured = tuple(float("nan") if value is None else value for value in values)
+            self.known[(walk["seed"], *walk["nodes"][:hops])] = measured
 
     def start(self, walks: Sequence[int], seeds: Sequence[int]) -> None:
         """These walks begin anew at node 0."""
@@ -189,7 +206,11 @@ class Walking:
         """What these walks' models are worth where they are now: remembered, or trained and measured."""
         unknown = [m for m in walks if (self.seeds[m], *self.nodes[m]) not in self.known]
         self._train(unknown)
-        values = iter(self.walks.measure(unknown)) if unknown else iter(())
+        found = self.walks.measure(unknown) if unknown else []
+        if self.world.published:
+            moved = self.walks.moved_M[unknown].tolist()
+            found = [(*figures, step) for figures, step in zip(found, moved, strict=True)]
+        values = iter(found)
         for m in walks:
             known = self.known.get((self.seeds[m], *self.nodes[m]))
             self.measured[m].append(next(values) if known is None else known)
@@ -208,7 +229,10 @@ class Walking:
     def looked_ahead(self, m: int, nodes: Sequence[int]) -> np.ndarray:
         """The validation loss of walk ``m`` after each of these nodes has trained it."""
         self._train([m])
-        trial = self.world.job.once("look-ahead walks", lambda: Walks(self.world.job, self.N, self.rules.max_hops))
+        world = self.world
+        trial = world.job.once(
+            "look-ahead walks", lambda: Walks(world.job, self.N, self.rules.max_hops, world.published)
+        )
         return trial.tried_from(self.walks, m, nodes)
 
     def distance_to_goal(self) -> np.ndarray:

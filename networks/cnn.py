@@ -1,4 +1,4 @@
-"""A small convolutional network: 282k parameters on 3 x 32 x 32 with 10 classes."""
+"""Small convolutional networks: 282k parameters on 3 x 32 x 32 with 10 classes, and one of 34k on 28 x 28."""
 
 from __future__ import annotations
 
@@ -19,6 +19,26 @@ def cnn_smooth(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Sequen
     """:func:`cnn` with SiLU and average pooling: smooth in its parameters, as influence functions assume
     (with ReLU and max-pooling a small change of the weights can switch a unit, which no derivative sees)."""
     return _two_blocks(num_classes, image_shape, lambda: (nn.SiLU(), nn.AvgPool2d(2)), nn.SiLU())
+
+
+def cnn_20_50(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Sequential:
+    """5x5 convolutions of 20 and 50 channels, each followed by ReLU and 2x2 max-pooling, and the head: 33,580
+    parameters on 1 x 28 x 28 with 10 classes, Glorot's initialization (Sun and Ochiai, arXiv 2110.05290)."""
+    channels, height, width = image_shape
+    network = nn.Sequential(
+        nn.Conv2d(channels, 20, kernel_size=5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(20, 50, kernel_size=5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(50 * (((height - 4) // 2 - 4) // 2) * (((width - 4) // 2 - 4) // 2), num_classes),
+    )
+    for layer in network[0], network[3], network[-1]:
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return network
 
 
 def _two_blocks(

@@ -68,10 +68,12 @@ class WalkingFleet(Fleet):
 class Walks:
     """M models that walk side by side, each a row of a fleet. A walk has ``rounds`` visits at most, which sets the
     learning rate of each. ``hop_M``: visits so far; ``visits_MN``: at each node. ``strata``: the validation samples
-    of each class (or stratum) that has any."""
+    of each class (or stratum) that has any. ``keep_state``: every node keeps its optimizer's state for the walk's next
+    visit, instead of handing it on with the model. ``moved_M``: how far the last visit moved each model."""
 
-    def __init__(self, job: Job, count: int, rounds: int):
+    def __init__(self, job: Job, count: int, rounds: int, keep_state: bool = False):
         self.job, self.rounds = job, rounds
+        self._kept: dict[tuple[int, int], Tensor] | None = {} if keep_state else None
         self.steps_N = local_epoch_steps(job)
         N = len(job.shards)
         batches = Visits(job.shards, job.config.batch_size, [0] * count)
@@ -94,6 +96,7 @@ class Walks:
         self.at_M = torch.zeros(count, dtype=torch.int64)
         self.hop_M = torch.zeros(count, dtype=torch.int64)
         self.visits_MN = torch.zeros(count, N, dtype=torch.int64)
+        self.moved_M = torch.zeros(count, dtype=torch.float64)
 
     def start(self, walks: Sequence[int], seeds: Sequence[int]) -> None:
         """These walks begin anew, each with the start and the batches of a run of its seed."""
@@ -106,6 +109,9 @@ class Walks:
             self.fleet.rows_RD[m] = self.engine.rows([model], self.fleet.dtype)[0].to(self.fleet.device)
             self.fleet.batches.seed_walk(m, derive_seed(seed, "batches"))
         self.fleet.reset_state(walks)
+        self.moved_M[walks] = 0.0
+        if self._kept is not None:
+            self._kept = {(m, k): state_S for (m, k), state_S in self._kept.items() if m not in walks}
         self.at_M[walks], self.hop_M[walks], self.visits_MN[walks] = 0, 0, 0
 
     def visit(self, walks: Sequence[int], nodes: Sequence[int]) -> None:
@@ -113,14 +119,32 @@ class Walks:
         walks = torch.as_tensor(list(walks))
         self.at_M[walks] = torch.as_tensor(list(nodes))
         self.fleet.batches.move(self.at_M)
+        before_mP = self.fleet.rows_RD[walks, : self.engine.layout.P]
+        self._swap_state(walks.tolist(), fetch=True)
         first_M = self.visits_MN.gather(1, self.at_M[:, None])[:, 0] * self.steps_N[self.at_M]
         lr_of = {h: self.job.learning_rate(h, self.rounds) for h in self.hop_M[walks].unique().tolist()}
         for lr in sorted(set(lr_of.values())):
             alike = [m for m in walks.tolist() if lr_of[int(self.hop_M[m])] == lr]
             for s in range(int(self.steps_N[self.at_M[alike]].max())):
                 self.fleet.step(first_M + s, lr, [m for m in alike if s < self.steps_N[self.at_M[m]]])
+        self._swap_state(walks.tolist(), fetch=False)
+        step_mP = self.fleet.rows_RD[walks, : self.engine.layout.P] - before_mP
+        self.moved_M[walks] = step_mP.double().norm(dim=1).cpu()
         self.visits_MN[walks, self.at_M[walks]] += 1
         self.hop_M[walks] += 1
+
+    def _swap_state(self, walks: list[int], fetch: bool) -> None:
+        """Take up what these walks' optimizers knew at their nodes, or leave there what they know."""
+        if self._kept is None:
+            return
+        for m in walks:
+            place, state_S = (m, int(self.at_M[m])), self.fleet.state_RS[m]
+            if not fetch:
+                self._kept[place] = state_S.clone()
+            elif place in self._kept:
+                state_S.copy_(self._kept[place])
+            else:
+                state_S.zero_()
 
     def tried_from(self, other: Walks, m: int, nodes: Sequence[int]) -> np.ndarray:
         """The validation loss of another's walk ``m`` after each of these nodes has trained it, tried on walks of our
@@ -131,6 +155,8 @@ class Walks:
         for row in rows:
             self.fleet.batches.seed_walk(row, seed)
         self.hop_M[rows], self.visits_MN[rows], self.at_M[rows] = other.hop_M[m], other.visits_MN[m], other.at_M[m]
+        if other._kept is not None:
+            self._kept = {(row, k): other._kept[m, k] for row in rows for k in nodes if (m, k) in other._kept}
         self.visit(rows, nodes)
         return self.fleet.measure(rows, self.job.val_ids)["loss"].numpy()
 
