@@ -131,7 +131,8 @@ def descend(
     memory, so whatever they get must lie in memory alike."""
     layout = engine.layout
     moments, steps_n1 = _parts(optimizer, layout.P, state_nS)
-    steps_n1 += 1  # of none, where steps are not counted
+    if optimizer.counts:
+        steps_n1 += 1
     if not engine.batched:
         parameters = [leaf.detach() for leaf in leaves]
         like = zip(gradients, parameters, strict=True)
