@@ -16,6 +16,7 @@ from utils.command import STOPPED, begin, ready
 if __name__ == "__main__":
     begin()
 
+import dataclasses
 import os
 import sys
 import warnings
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from homogeneous.args import WalkConfig
+    from homogeneous.policies import Policy
     from homogeneous.world import World
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel over walks, not inside operators
@@ -59,8 +61,10 @@ def check_packages(config: WalkConfig) -> None:
     """Raises :class:`UsageError` where an agent should learn and the packages that it needs are missing."""
     from importlib.util import find_spec
 
+    from training.run import check_packages as check_their_packages
     from utils.errors import UsageError
 
+    check_their_packages(config)
     missing = [name for name in ("gymnasium", "stable_baselines3") if find_spec(name) is None]
     if missing and config.agent != "none" and not config.paper:
         raise UsageError(
@@ -70,35 +74,26 @@ def check_packages(config: WalkConfig) -> None:
 
 def run(config: WalkConfig, folder: Path) -> dict[str, Any]:
     """Learn and measure; returns what policies.json holds."""
-    from homogeneous.evaluation import record, reduction, reductions, table, verdict
-    from homogeneous.policies import ORACLES, POLICIES, chosen
-    from homogeneous.policies import run as walk
+    from homogeneous.evaluation import compared, measured, printed
+    from homogeneous.policies import ORACLES, chosen
     from homogeneous.world import World
-    from utils.progress import bar
+    from utils.errors import UsageError
     from utils.random import derive_seed
     from utils.records import write_json
 
     names = chosen(config.policies)
+    if "gradient" in names and config.optimizer != "sgd":
+        if config.policies:
+            raise UsageError(f"--policies gradient differentiates steps of sgd, and these are {config.optimizer}'s.")
+        names.remove("gradient")
     claim(config, folder)
     world = World.of(config)
     bind(config, world, folder)
-    policies = {name: POLICIES[name] for name in names}
-    if config.agent != "none":
-        policies["agent"] = agent = learned(config, world, folder)
-        if config.paper:
-            policies["agent_explores"] = agent.exploring
+    policies = policies_of(config, names, world, folder)
     seeds = [derive_seed(config.seed, "measured walk", s) for s in range(config.seeds)]
-    found = {}
-    for name, policy in policies.items():
-        with bar(config.seeds * config.max_hops, f"walking: {name}", "hop", config.quiet) as ticks:
-            found[name] = record(walk(world, policy, seeds, ticks.update))
-    less = reductions(found, "random", config.seed) if "random" in found else {}
-    others = [name for name in found if name != "agent" and "agent" in found]
-    agent = {name: reduction(found["agent"], found[name], config.seed) for name in others}
+    found = measured(world, policies, seeds, config.quiet)
     result = {
-        "policies": found,
-        "reduction": less,
-        "agent_reduction": agent,
+        **compared(found, config.seed),
         "seeds": seeds,
         "goal": config.goal,
         "max_hops": config.max_hops,
@@ -107,16 +102,54 @@ def run(config: WalkConfig, folder: Path) -> dict[str, Any]:
         "oracles": [name for name in ORACLES if name in found],
     }
     write_json(folder / "policies.json", result)
-    notes = {name: "  (looks ahead: as many trainings a hop as nodes)" for name in ORACLES}
-    print(table(found, less, notes))
-    if agent:
-        print(verdict(agent))
+    print(printed(result))
     print(f"{config.seeds} walks each, that nobody has learned from; {folder}")
+    if config.partitions:
+        result["other_partitions"] = elsewhere(config, policies)
+        write_json(folder / "policies.json", result)
+        print(f"\non {config.partitions} other partitions of the data, which nobody has learned from, two walks each:")
+        print(printed(result["other_partitions"]))
     if config.plots:
         from visualization.walks import plot_walks
 
         plot_walks(folder)
     return result
+
+
+def policies_of(config: WalkConfig, names: list[str], world: World, folder: Path) -> dict[str, Policy]:
+    """The policies of these names, and the agent; those that learn do so now, unless they have."""
+    from homogeneous.policies import POLICIES
+
+    policies = {name: POLICIES[name] for name in names if name in POLICIES}
+    if "gradient" in names:
+        policies["gradient"] = scheduled(config, world, folder)
+    if config.agent != "none":
+        policies["agent"] = agent = learned(config, world, folder)
+        if config.paper:
+            policies["agent_explores"] = agent.exploring
+    return policies
+
+
+def elsewhere(config: WalkConfig, policies: dict[str, Policy]) -> dict[str, Any]:
+    """The same policies on other partitions of the data (but those that nobody can have)."""
+    from homogeneous.evaluation import compared, measured
+    from homogeneous.policies import ORACLES
+    from homogeneous.world import World
+    from utils.progress import bar
+    from utils.random import derive_seed
+
+    policies = {name: policy for name, policy in policies.items() if name not in ORACLES}
+    found: dict[str, dict[str, list]] = {}
+    with bar(config.partitions, "other partitions", "partition", config.quiet) as ticks:
+        for p in range(config.partitions):
+            seed = derive_seed(config.seed, "other partition", p) % 2**31
+            world = World.of(dataclasses.replace(config, seed=seed))
+            seeds = [derive_seed(seed, "measured walk", s) for s in range(2)]
+            for name, own in measured(world, policies, seeds, quiet=True).items():
+                for key, values in own.items():
+                    found.setdefault(name, {}).setdefault(key, []).extend(values)
+            ticks.update(1)
+    return compared(found, config.seed)
 
 
 def claim(config: WalkConfig, folder: Path) -> None:
@@ -151,6 +184,27 @@ def bind(config: WalkConfig, world: World, folder: Path) -> None:
     write_json(folder / "config.json", {"config": config.to_json(), "identity": world.job.identity})
 
 
+def scheduled(config: WalkConfig, world: World, folder: Path) -> Policy:
+    """The schedule of this folder, which is improved now where there is none."""
+    from homogeneous.schedule import ROUNDS, Schedule, improved
+    from utils.progress import bar
+    from utils.records import read_record, write_json
+
+    path, attempts = folder / "schedule.json", []
+    if path.exists():
+        return Schedule(read_record(path, "visits")["visits"])
+
+    def told(attempt: dict[str, Any]) -> None:
+        attempts.append(attempt)
+        ticks.update(1)
+        ticks.set_postfix(needs=f"{attempt['total']:.1f}")
+
+    with bar(ROUNDS + 1, "a schedule follows its gradient", "attempt", config.quiet) as ticks:
+        schedule = improved(world, config.seed, told)
+    write_json(path, {"visits": schedule.visits, "attempts": attempts})
+    return schedule
+
+
 def learned(config: WalkConfig, world: World, folder: Path) -> Any:
     """The agent of this folder, which learns now where there is none."""
     from homogeneous.agent import learn, load_agent
@@ -164,9 +218,19 @@ def learned(config: WalkConfig, world: World, folder: Path) -> Any:
     log = MetricsLog(folder / "episodes.jsonl")  # a round is a walk
     done = log.read() if log.path.exists() else []
 
+    events = None
+    if config.tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+
+        events = SummaryWriter(folder / "tensorboard")
+
     def told(walk: dict[str, Any]) -> None:
         if walk["round"] >= len(done):
             log.append(walk)
+        if events is not None:
+            for name in ("return", "cost", "exploration"):
+                events.add_scalar(name, walk[name], walk["round"])
+            events.add_scalar("hops", len(walk["nodes"]), walk["round"])
         ticks.update(1)
         ticks.set_postfix(hops=len(walk["nodes"]), exploration=f"{walk['exploration']:.2f}")
 
@@ -175,6 +239,8 @@ def learned(config: WalkConfig, world: World, folder: Path) -> Any:
             agent = teach(world, config.episodes, config.seed, done, told)
         else:
             agent = learn(world, config.episodes, config.side_by_side, config.seed, done, told)
+    if events is not None:
+        events.close()
     agent.save(path)
     return agent
 

@@ -48,6 +48,10 @@ class WalkConfig(Config):
     episodes: int = flag(120, "walk", "walks that the agent learns from", check=POSITIVE)
     side_by_side: int = flag(8, "walk", "walks at a time while the agent learns", check=POSITIVE)
     policies: tuple[str, ...] = flag((), "walk", "policies that are measured (default: all)", changes_results=False)
+    partitions: int = flag(
+        5, "walk", "other partitions of the data, on which all are measured too in two walks each",
+        check=NOT_NEGATIVE, changes_results=False,
+    )
 
     paper: bool = flag(False, "walk", "the world and the agent of the paper, as published (homogeneous/paper.py)")
 
@@ -61,6 +65,8 @@ class WalkConfig(Config):
         super().check()
         if self.paper != isinstance(self, PaperConfig):
             raise UsageError("--paper goes with a record of a run with --paper, and with no other.")
+        if self.paper and self.partitions:
+            raise UsageError("--partitions: the paper has one (leave out --paper, or --partitions).")
         if self.num_workers is not None and self.num_workers < 2:
             raise UsageError("--num_workers 1: a walk needs two nodes at least.")
 
@@ -84,6 +90,7 @@ class PaperConfig(WalkConfig):
     wd: float = _instead("wd", 0.0)
     augment: str = _instead("augment", "none")
     cost_weight: float = _instead("cost_weight", 1.0)
+    partitions: int = _instead("partitions", 0)
     test_samples: int = flag(
         2000, "walk", "the goal is looked at on the first N test samples (which the paper does, and nobody should)",
         check=POSITIVE,

@@ -9,12 +9,15 @@ Legend: S measured walks, the same for every policy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from homogeneous.world import Walking
+from homogeneous.policies import ORACLES, Policy, run
+from homogeneous.world import Walking, World
 from utils.influence.statistics import mean_interval
+from utils.progress import bar
 from utils.random import numpy_rng
 
 RESAMPLES = 2000
@@ -37,6 +40,46 @@ def record(walking: Walking) -> dict[str, list]:
         "nodes": walking.nodes,
         "figures": [[values[0] for values in measured] for measured in walking.measured],
     }
+
+
+def measured(
+    world: World, policies: dict[str, Policy], seeds: Sequence[int], quiet: bool
+) -> dict[str, dict[str, list]]:
+    """The :func:`record` of every policy, a walk of every seed."""
+    found = {}
+    for name, policy in policies.items():
+        with bar(len(seeds) * world.rules.max_hops, f"walking: {name}", "hop", quiet) as ticks:
+            found[name] = record(run(world, policy, seeds, ticks.update))
+    return found
+
+
+def compared(found: dict[str, dict[str, list]], seed: int) -> dict[str, Any]:
+    """The records, how much less than a random policy each needs, and the agent than each."""
+    agent = {name: reduction(found["agent"], own, seed) for name, own in found.items() if name != "agent"} if (
+        "agent" in found
+    ) else {}
+    less = reductions(found, "random", seed) if "random" in found else {}
+    return {"policies": found, "reduction": less, "agent_reduction": agent}
+
+
+def printed(result: dict[str, Any]) -> str:
+    """What of :func:`compared` is shown: the table, and what the agent adds."""
+    notes = {name: f"  ({why})" for name, why in ORACLES.items()}
+    lines = [table(result["policies"], result["reduction"], notes)]
+    if result["agent_reduction"]:
+        lines.append(verdict(result["agent_reduction"]))
+        if "random" in result["agent_reduction"]:
+            lines.append(against_random(result["agent_reduction"]["random"]))
+    return "\n".join(lines)
+
+
+def against_random(less: dict[str, Any]) -> str:
+    """The two figures of the paper, which has 50.8 and 74.6 %."""
+    parts = []
+    for key, what in (("hops", "hops"), ("cost", "distance")):
+        low, high = less[f"{key}_interval"]
+        parts.append(f"{less[key]:.1%} [{low:.1%}, {high:.1%}] less {what}")
+    return f"than a random policy the agent needs {' and '.join(parts)}"
 
 
 def reductions(policies: dict[str, dict[str, list]], against: str, seed: int) -> dict[str, dict[str, Any]]:

@@ -7,13 +7,17 @@ Legend: N nodes.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
+import torch
 from scipy.sparse.csgraph import shortest_path
 
 from homogeneous.world import Walking, World
+from training.protocols import local_epoch_steps
 from training.protocols.chained import improved_tour
 from utils.errors import choose
 from utils.random import integers
@@ -62,6 +66,23 @@ def look_ahead(walking: Walking, walks: Sequence[int]) -> list[int]:
     return chosen
 
 
+def centralized(walking: Walking, walks: Sequence[int]) -> list[int]:
+    """There is one node (:func:`all_data_at_one`): what a model comes to that need not walk."""
+    return [0 for _ in walks]
+
+
+def all_data_at_one(world: World) -> World:
+    """The world with all data at one node; a visit trains on as many batches as one of the nodes' does on average."""
+    job = world.job
+    pooled = copy.copy(world)
+    everything = torch.cat(job.shards).unique()
+    pooled.job = dataclasses.replace(job, shards=[everything], whole_N=torch.tensor([len(everything)]), _kept={})
+    pooled.rules = dataclasses.replace(world.rules, distance_NN=np.zeros((1, 1)))
+    pooled.open_NN = np.ones((1, 1), dtype=bool)
+    pooled.visit_steps = round(float(local_epoch_steps(job).float().mean()))
+    return pooled
+
+
 def _towards(walking: Walking, m: int, node: int) -> int:
     """The node itself where there is a link, and else the next one on the way with the fewest hops."""
     at = int(walking.at_M[m])
@@ -83,20 +104,27 @@ POLICIES: dict[str, Policy] = {
     "stay_3": partial(tour, stay=3),
     "stay_6": partial(tour, stay=6),
     "look_ahead": look_ahead,
+    "centralized": centralized,
 }
-ORACLES = ("look_ahead",)
+ORACLES = {  # what nobody can have: measures of what there is to be had
+    "look_ahead": "trains at every node before each hop",
+    "centralized": "all data at one node",
+}
+LEARNED = ("gradient",)  # homogeneous/schedule.py
+FIXED = ("round_robin", "tour", "stay_2", "stay_3", "stay_6")  # do not look at the model
 
 
 def chosen(names: Sequence[str]) -> list[str]:
     """The policies of these names, or all. Raises :class:`UsageError` of an unknown one."""
+    known = dict.fromkeys((*POLICIES, *LEARNED))
     for name in names:
-        choose(POLICIES, name, "policy")
-    return list(dict.fromkeys(names)) or list(POLICIES)
+        choose(known, name, "policy")
+    return list(dict.fromkeys(names)) or list(known)
 
 
 def run(world: World, policy: Policy, seeds: Sequence[int], tick: Callable[[int], object]) -> Walking:
     """A walk of every seed under a policy, side by side, each to its end."""
-    walking = world.walks(len(seeds))
+    walking = (all_data_at_one(world) if policy is centralized else world).walks(len(seeds))
     walking.start(range(len(seeds)), seeds)
     if world.first is not None:
         walking.go(range(len(seeds)), [world.first] * len(seeds))

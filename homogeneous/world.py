@@ -70,6 +70,7 @@ class World:
     def __init__(self, job: Job, rules: Rules, published: bool = False):
         self.job, self.rules, N = job, rules, job.config.num_workers
         self.published, self.first = published, 0 if published else None
+        self.visit_steps: int | None = None  # of every visit (None: an epoch of the node's samples)
         if rules.distance_NN.shape != (N, N):
             raise UsageError(f"the distances are those of {len(rules.distance_NN)} nodes; here there are {N}.")
         linked_NN = sum(matrix.toarray() != 0 for matrix in job.topology.matrices) > 0
@@ -139,6 +140,8 @@ class Walking:
         self.walks = Walks(world.job, count, world.rules.max_hops, world.published)
         if world.published:
             self.walks.strata = []
+        if world.visit_steps is not None:
+            self.walks.steps_N.fill_(world.visit_steps)
         self.metric = self.walks.metric
         self.N = world.num_nodes
         self.seeds = [0] * count

@@ -73,7 +73,7 @@ def draw_policies(record: dict[str, Any]) -> Figure:
     axes.set_yticks(range(len(order)), labels)
     count = len(next(iter(policies.values()))["hops"])
     goal = f"{spelled(record['metric'])} {record['goal']:g} on validation samples"
-    title = f"{count} walks each to {goal}; x: not arrived; *: trains at every node before each hop"
+    title = f"{count} walks each to {goal}; x: not arrived; *: cannot be had (looks ahead, or has all data at one node)"
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
