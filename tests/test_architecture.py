@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    "utils", "networks", "data", "workers", "training", "visualization", "federated", "homogeneous", "benchmarks",
+    "utils", "networks", "data", "workers", "training", "visualization", "federated", "homogeneous", "valuation",
+    "benchmarks",
 )  # fmt: skip
 ENTRIES = ("main", "main_pruned", "commands")
 
@@ -23,6 +24,7 @@ SEES = {
     "visualization": {"utils"},
     "federated": {"utils", "networks", "data", "workers", "training", "visualization"},
     "homogeneous": {"utils", "networks", "data", "workers", "training", "visualization"},
+    "valuation": {"utils", "networks", "data", "workers", "training", "visualization"},
     "benchmarks": {*ROOMS, *ENTRIES},
     "main": set(ROOMS) - {"benchmarks"},
     "main_pruned": set(ROOMS) - {"benchmarks"},
