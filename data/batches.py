@@ -45,6 +45,11 @@ class Batches:
         """Samples of the largest batch."""
         return int(self.sizes_N.max())
 
+    @property
+    def workers_N(self) -> Tensor:
+        """Whose order of batches each follows: its own number."""
+        return self._keys_2N[1]
+
     def ids(self, steps_N: Tensor) -> Tensor:
         """Sample ids [N, B] (int64, padded with -1) of worker k's step ``steps_N[k]``."""
         size_N1, length_N1 = self.sizes_N[:, None], self.lengths_N[:, None]
@@ -84,11 +89,6 @@ class Visits(Batches):
         self._of_nodes = nodes.lengths_N, nodes.sizes_N, nodes._shards_NL
         self._keys_2N = torch.stack([torch.tensor(seeds_M), torch.full((len(seeds_M),), -1)])
         self._orders_2NL = torch.zeros((2, len(seeds_M), nodes._shards_NL.shape[1]), dtype=torch.int64)
-
-    @property
-    def node_M(self) -> Tensor:
-        """Where each model is."""
-        return self._keys_2N[1]
 
     @property
     def width(self) -> int:

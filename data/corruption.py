@@ -6,6 +6,7 @@ Legend: n training samples, C classes.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,24 +21,26 @@ KINDS = ("label_flip", "noise")
 
 
 def corrupt(
-    dataset: Dataset, shards: list[Tensor], flip_share: float, bad_data: str | None, seed: int
+    dataset: Dataset, shards: list[Tensor], flip_share: float, bad_data: str | None, seed: int,
+    worker_flips: Sequence[float] = (),
 ) -> tuple[Dataset, dict[str, Any]]:
     """The data set with flipped labels and bad workers' data, and what was done (empty: nothing).
 
-    ``flip_share`` of all training labels become another class, drawn uniformly. ``bad_data``
+    ``flip_share`` of all training labels become another class, drawn uniformly, and of each worker's a share of its own
+    where ``worker_flips`` says so. ``bad_data``
     'COUNT:label_flip' flips all labels of COUNT workers' shards; 'COUNT:noise' replaces their images by
     noise. Validation and test stay as they are, and the fingerprint is that of the data without all this.
     """
-    if flip_share == 0 and bad_data is None:
+    if flip_share == 0 and bad_data is None and not any(worker_flips):
         return dataset, {}
     workers, kind = [], None
     if bad_data is not None:
         workers, kind = bad_workers("--bad_data", bad_data, KINDS, len(shards), seed, "bad workers")
-    classes, flips = dataset.task.num_outputs, flip_share > 0 or kind == "label_flip"
+    classes, flips = dataset.task.num_outputs, flip_share > 0 or any(worker_flips) or kind == "label_flip"
     if flips and (dataset.targets_n.dim() != 1 or classes < 2):
         raise UsageError(
-            f"--flip_labels and --bad_data label_flip need samples of one of two classes or more; {dataset.name} has "
-            f"samples {dataset.task.what}."
+            "--flip_labels, --worker_flips and --bad_data label_flip need samples of one of two classes or more; "
+            f"{dataset.name} has samples {dataset.task.what}."
         )
     if kind == "noise" and not dataset.pictures:
         raise UsageError("--bad_data noise is for pictures: leave it out.")
@@ -46,6 +49,9 @@ def corrupt(
     count = round(flip_share * len(train_ids))
     order = permutations(torch.tensor([len(train_ids)]), seed, "flip")[0]
     flipped = train_ids[order[:count]].sort().values
+    for k, share in enumerate(worker_flips):
+        order = permutations(torch.tensor([len(shards[k])]), seed, "flip of worker", k)[0]
+        flipped = torch.cat([flipped, shards[k][order[: round(share * len(shards[k]))]]]).unique()
     bad_ids = torch.cat([shards[k] for k in workers]) if workers else torch.empty(0, dtype=torch.int64)
     if kind == "label_flip":
         flipped = torch.cat([flipped, bad_ids]).unique()
@@ -58,4 +64,5 @@ def corrupt(
         shift = 1 + integers(classes - 1, seed, "flip to", flipped)
         labels_n[flipped] = (labels_n[flipped] + shift) % classes
     record = {"flipped": flipped.tolist(), "flip_share": flip_share, "bad_workers": workers, "kind": kind}
+    record |= {"worker_flips": list(worker_flips)} if any(worker_flips) else {}
     return dataclasses.replace(dataset, targets_n=labels_n, inputs_n=images_nCHW), record

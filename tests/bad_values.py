@@ -27,6 +27,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "max_train": COUNT,
     "augment": NAME,
     "flip_labels": ("1", "-0.1", "nan", "some"),
+    "worker_flips": ("1.1", "-0.1", "nan", "some", "0.1 0.2 0.3", ""),
     "bad_data": (
         "2",
         "label_flip",
@@ -41,6 +42,7 @@ BAD: dict[str, tuple[str, ...]] = {
     ),
     "partition": NAME,
     "min_shard": (*COUNT_OR_0, "1000"),
+    "sizes": ("0", "-1", "nan", "some", ""),
     "shards_per_worker": (*COUNT, "1000"),
     "model": (*NAME, "resnet", "model.safetensors"),
     "mode": (*NAME, "rings"),

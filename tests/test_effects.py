@@ -57,6 +57,8 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     ],
     "aggregation": [("--aggregation median --num_workers 1", "--aggregation median")],
     "local_steps": [("--local_steps 3 --protocol fedavg", "--local_steps 3 --protocol local")],
+    "sizes": [("--sizes 1 2", "--sizes 1 2 --partition sizes --num_workers 2")],
+    "server_weights": [("--server_weights equal", "--server_weights equal --protocol fedavg")],
     "fraction_fit": [("--fraction_fit 0.5", "--fraction_fit 0.5 --protocol fedavg")],
     "server_momentum": [("--server_momentum 0.5 --protocol chained", "--server_momentum 0.5 --protocol fedavg")],
     "local_epochs": [

@@ -52,13 +52,15 @@ def deal(config: Config) -> Dealt:
         min_shard=config.min_shard,
         self_balancing=config.self_balancing,
         node_datasize=config.node_datasize,
+        sizes=config.sizes,
         shards_per_worker=config.shards_per_worker,
         owner_n=owner_n,
     )
     shards = [train_ids[torch.from_numpy(s)] for s in positions]
     owners = [int(owner_n[s[0]]) for s in positions] if config.partition_kind == "natural" else None
     dataset, corruption = corrupt(
-        dataset, shards, config.flip_labels, config.bad_data, derive_seed(config.seed, "corruption")
+        dataset, shards, config.flip_labels, config.bad_data, derive_seed(config.seed, "corruption"),
+        config.worker_flips,
     )
     return Dealt(dataset, train_ids, val_ids, shards, owners, corruption)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batches import Visits, augmentation_keys
+from data.batches import Visits
 from networks import load_model
 from training.build import Job
 from training.execution import optimizer_of
@@ -34,13 +34,6 @@ class WalkingFleet(Fleet):
     aligned.)"""
 
     batches: Visits
-
-    def schedule(self, steps_N: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As of a node's step, wherever the model comes from."""
-        ids_MB = self.batches.ids(steps_N)
-        if self.samples.augmentation == "none":
-            return ids_MB, None
-        return ids_MB, augmentation_keys(self.seed, self.batches.node_M, steps_N, ids_MB.shape[1])
 
     def batch_width(self, sizes_n: Tensor) -> int:
         """One width for all chunks, where a chunk is several rows."""

@@ -19,6 +19,7 @@ from utils.errors import UsageError
 from utils.flags import (
     BELOW_ONE,
     FRACTION,
+    NOT_ABOVE_ONE,
     NOT_NEGATIVE,
     PIXELS,
     POSITIVE,
@@ -68,6 +69,9 @@ class Config:
     flip_labels: float = flag(
         0.0, "data", "give this share of the training samples a wrong label, to test the scores", check=BELOW_ONE
     )
+    worker_flips: tuple[float, ...] = flag(
+        (), "data", "give these shares of each worker's training samples a wrong label", check=NOT_ABOVE_ONE
+    )
     bad_data: str | None = flag(
         None,
         "data",
@@ -97,6 +101,9 @@ class Config:
     )
     min_shard: int = flag(10, "partition", "--dirichlet: fewest samples that a worker may get", check=NOT_NEGATIVE)
     self_balancing: bool = flag(False, "partition", "--dirichlet: no more for a worker that has its share")
+    sizes: tuple[float, ...] = flag(
+        (), "partition", "--partition sizes: how much each worker has against the others, as in 1 2 4", check=POSITIVE
+    )
     shards_per_worker: int = flag(
         2, "partition", "--partition shards: pieces of the data, sorted by label, that a worker gets", check=POSITIVE
     )
@@ -148,6 +155,9 @@ class Config:
     )
     local_epochs: int = flag(
         1, "protocols", "fedavg, fedasync, chained: epochs that a worker trains before it sends", check=POSITIVE
+    )
+    server_weights: str = flag(
+        "samples", "protocols", "fedavg: by what the server weighs what workers send", choices=("samples", "equal")
     )
     server_momentum: float = flag(0.0, "protocols", "fedavg: momentum of the server", check=BELOW_ONE)
     keep_momentum: bool = flag(
@@ -286,6 +296,12 @@ class Config:
             raise UsageError("--mode file needs --topology_file FILE (an edge list or a matrix).")
         if self.protocol == "chained" and self.chain_order == "policy" and not self.policy:
             raise UsageError("--chain_order policy needs --policy FILE (agent.safetensors of python -m homogeneous).")
+        if self.partition == "sizes" and not self.sizes:
+            raise UsageError("--partition sizes needs --sizes: how much each worker has, as in --sizes 1 2 4.")
+        for name in ("sizes",) * (self.partition == "sizes") + ("worker_flips",):
+            given, wanted = len(getattr(self, name)), self.num_workers
+            if given and wanted is not None and given != wanted:
+                raise UsageError(f"--{name} has {given} numbers: it needs one for each of {wanted} workers.")
         if self.run_name is not None:
             check_run_name(self.run_name)
         if self.resume and self.overwrite:

@@ -111,6 +111,7 @@ EFFECTS: tuple[Effect, ...] = (
         lambda c: c.partition_kind == "dirichlet",
         "it is about the partition by --dirichlet",
     ),
+    Effect(("sizes",), lambda c: c.partition_kind == "sizes", "it needs --partition sizes"),
     Effect(("shards_per_worker",), lambda c: c.partition_kind == "shards", "it needs --partition shards"),
     # who averages with whom
     Effect(
@@ -132,7 +133,11 @@ EFFECTS: tuple[Effect, ...] = (
         "--protocol {protocol} counts in --local_epochs",
     ),
     # protocols
-    Effect(("fraction_fit", "server_momentum"), _only("protocol", "fedavg"), "it needs --protocol fedavg"),
+    Effect(
+        ("fraction_fit", "server_momentum", "server_weights"),
+        _only("protocol", "fedavg"),
+        "it needs --protocol fedavg",
+    ),
     Effect(
         ("local_epochs",),
         _only("protocol", "fedavg", "fedasync", "chained"),
@@ -272,10 +277,10 @@ EFFECTS: tuple[Effect, ...] = (
 # Flags that count in every configuration, or whose values are checked against the others elsewhere.
 ALWAYS = frozenset(
     """
-    dataset_name image_size val_fraction max_train augment flip_labels bad_data drop_samples keep_samples partition
-    pretrained init num_workers byzantine on_bad_worker speed_spread step_ms finetune epochs batch_size lr optimizer
-    momentum wd scheduler warmup_step max_rounds patience device dtype seed seeds deterministic engine protocol config
-    batch_parts resume checkpoint_every eval_every plots tensorboard quiet stage model_A
+    dataset_name image_size val_fraction max_train augment flip_labels worker_flips bad_data drop_samples keep_samples
+    partition pretrained init num_workers byzantine on_bad_worker speed_spread step_ms finetune epochs batch_size lr
+    optimizer momentum wd scheduler warmup_step max_rounds patience device dtype seed seeds deterministic engine
+    protocol config batch_parts resume checkpoint_every eval_every plots tensorboard quiet stage model_A
     """.split()
 )
 

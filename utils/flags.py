@@ -16,6 +16,7 @@ Check = tuple[Callable[[Any], bool], str]
 POSITIVE: Check = (lambda v: v > 0, "must be greater than 0")
 NOT_NEGATIVE: Check = (lambda v: v >= 0, "must be 0 or greater")
 FRACTION: Check = (lambda v: 0 < v < 1, "must be between 0 and 1, both excluded")
+NOT_ABOVE_ONE: Check = (lambda v: 0 <= v <= 1, "must be at least 0 and at most 1")
 BELOW_ONE: Check = (lambda v: 0 <= v < 1, "must be at least 0 and below 1")
 PIXELS: Check = (lambda v: 1 <= v <= 4096, "must be from 1 to 4096 pixels")
 SHARE: Check = (lambda v: 0 < v <= 1, "must be above 0 and at most 1")

@@ -37,6 +37,18 @@ def iid_partition(labels_n: np.ndarray, num_workers: int, seed: int) -> list[np.
     return np.array_split(numpy_rng("iid_partition", seed).permutation(len(labels_n)), num_workers)
 
 
+def sizes_partition(
+    labels_n: np.ndarray, num_workers: int, seed: int, sizes: tuple[float, ...] = ()
+) -> list[np.ndarray]:
+    """Deal a random permutation of the samples in parts that are to each other as ``sizes``. Complete and disjoint.
+    Raises UsageError where there is not one size a worker."""
+    labels_n = checked(labels_n, num_workers)
+    if len(sizes) != num_workers:
+        raise UsageError(f"--sizes has {len(sizes)} numbers: it needs one for each of {num_workers} workers.")
+    ends = np.round(np.cumsum(sizes) / np.sum(sizes) * len(labels_n)).astype(np.int64)
+    return np.split(numpy_rng("sizes_partition", seed).permutation(len(labels_n)), ends[:-1])
+
+
 def class_preference_partition(
     labels_n: np.ndarray,
     num_workers: int,

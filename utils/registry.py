@@ -56,6 +56,7 @@ PARTITIONS = {  # (strata, workers, seed, **options) -> shards: utils/partition.
     "preference": "utils.partition:class_preference_partition",
     "shards": "utils.partition:label_shards_partition",
     "iid": "utils.partition:iid_partition",
+    "sizes": "utils.partition:sizes_partition",
     "natural": "utils.partition:natural_partition",
 }
 

@@ -112,7 +112,7 @@ class Fleet:
         ids_NB = self.batches.ids(steps_N)
         if self.samples.augmentation == "none":
             return ids_NB, None
-        return ids_NB, augmentation_keys(self.seed, torch.arange(self.num_workers), steps_N, ids_NB.shape[1])
+        return ids_NB, augmentation_keys(self.seed, self.batches.workers_N, steps_N, ids_NB.shape[1])
 
     def batch(self, rows: list[int], ids_NB: Tensor, keys_NB: Tensor | None) -> Batch:
         """The batch of a chunk, as the schedule says."""

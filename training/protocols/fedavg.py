@@ -1,9 +1,9 @@
 """FedAvg: federated averaging (McMahan et al., AISTATS 2017), with server momentum (Hsu et al. 2019).
 
 The server samples a share of the workers; each starts from the global row, makes E local epochs and
-sends its row back; the server averages them, weighted by shard size. Between rounds every row of the
-fleet is the global row, so averaging is a mixing matrix with equal rows: sampling is a mask of who
-steps, and the recursion of ``cascade`` goes through it.
+sends its row back; the server averages them, weighted by shard size (``--server_weights equal``: all
+alike). Between rounds every row of the fleet is the global row, so averaging is a mixing matrix with
+equal rows: sampling is a mask of who steps, and the recursion of ``cascade`` goes through it.
 
 Legend: N workers, T rounds, D floats a row.
 """
@@ -62,6 +62,8 @@ class FedAvg(Protocol):
         steps_N = epoch_steps_N * chosen_TN[r]
         workers = chosen_TN[r].nonzero()[:, 0].numpy()
         weights = job.batches.lengths_N[workers].double().numpy()
+        if config.server_weights == "equal":
+            weights = np.ones(len(workers))
         weights /= weights.sum()
         N, m = config.num_workers, len(workers)
         ends = np.arange(0, N * m + 1, m)
