@@ -77,6 +77,7 @@ def run(config: WalkConfig, folder: Path) -> dict[str, Any]:
     from homogeneous.evaluation import compared, measured, printed
     from homogeneous.policies import ORACLES, chosen
     from homogeneous.world import World
+    from training.rooms import bind_room, claim_room
     from utils.errors import UsageError
     from utils.random import derive_seed
     from utils.records import write_json
@@ -86,9 +87,9 @@ def run(config: WalkConfig, folder: Path) -> dict[str, Any]:
         if config.policies:
             raise UsageError(f"--policies gradient differentiates steps of sgd, and these are {config.optimizer}'s.")
         names.remove("gradient")
-    claim(config, folder)
+    claim_room(config, folder)
     world = World.of(config)
-    bind(config, world, folder)
+    bind_room(config, world.job.identity, folder)
     policies = policies_of(config, names, world, folder)
     seeds = [derive_seed(config.seed, "measured walk", s) for s in range(config.seeds)]
     found = measured(world, policies, seeds, config.quiet)
@@ -150,38 +151,6 @@ def elsewhere(config: WalkConfig, policies: dict[str, Policy]) -> dict[str, Any]
                     found.setdefault(name, {}).setdefault(key, []).extend(values)
             ticks.update(1)
     return compared(found, config.seed)
-
-
-def claim(config: WalkConfig, folder: Path) -> None:
-    """Raises :class:`UsageError` where the folder holds results of other settings, or any and neither --resume nor
-    --overwrite is given; what --overwrite replaces is gone when it returns."""
-    import shutil
-
-    from utils.errors import UsageError
-    from utils.records import read_record
-
-    path = folder / "config.json"
-    if path.exists() and config.overwrite:
-        shutil.rmtree(folder)
-    if not path.exists():
-        return
-    then = read_record(path, "config")["config"]
-    if other := sorted(f"--{k}" for k, v in config.changing_results().items() if then.get(k) != v):
-        raise UsageError(f"{folder} was made with another {', '.join(other)}: give another --run_name.")
-    if not config.resume:
-        raise UsageError(f"{folder} exists: --resume goes on with it, --overwrite replaces it.")
-
-
-def bind(config: WalkConfig, world: World, folder: Path) -> None:
-    """Write config.json, or raise :class:`UsageError` where the one that is there is of other data."""
-    from training.identity import check_identity
-    from utils.records import write_json
-
-    if (folder / "config.json").exists():
-        check_identity(folder, world.job.identity)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {"config": config.to_json(), "identity": world.job.identity})
 
 
 def scheduled(config: WalkConfig, world: World, folder: Path) -> Policy:

@@ -93,6 +93,19 @@ PROTOCOLS = {  # a subclass of training.protocols.Protocol
     "chained": "training.protocols.chained:Chained",
 }
 
+VALUATIONS = {  # (Study) -> a value for each institution: valuation/methods.py
+    "ddval": "valuation.methods:ddval",
+    "knn_game": "valuation.methods:knn_game",
+    "heads": "valuation.methods:heads",
+    "cascade": "valuation.methods:cascade",
+    "delete": "valuation.methods:delete",
+    "if": "valuation.methods:influence_functions",
+    "leave_one_out": "valuation.methods:leave_one_out",
+    "reconstruction": "valuation.methods:reconstruction",
+    "equal": "valuation.methods:equal",
+    "size": "valuation.methods:size",
+}
+
 INFLUENCE = {  # a utils.influence.method.Method; colours of plots and the default of --methods follow this order
     "cascade": "utils.influence.cascade:METHOD",
     "dice": "utils.influence.dice:METHOD",

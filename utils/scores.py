@@ -7,6 +7,7 @@ Legend: m training samples.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ import numpy as np
 
 from utils.errors import UsageError
 
-KINDS = {"scores": np.float64, "sample_id": np.int64, "worker": np.int64}  # each [m]; a positive score helps
+KINDS = {"sample_id": np.int64, "worker": np.int64}  # each [m]; so are scores, float64, and a positive one helps
 
 
-def write_scores(path: Path, arrays: dict[str, np.ndarray], settings: dict[str, Any]) -> None:
-    """Write the arrays of ``KINDS`` and the (JSON-able) settings next to their place, and move them there
-    when they are whole. Raises UsageError where the disk refuses."""
+def write_scores(
+    path: Path, arrays: dict[str, np.ndarray], settings: dict[str, Any], scores: Sequence[str] = ("scores",)
+) -> None:
+    """Write ``sample_id``, ``worker``, the arrays of ``scores`` and the (JSON-able) settings next to their place, and
+    move them there when they are whole. Raises UsageError where the disk refuses."""
     import zarr  # takes half a second
 
-    arrays = {name: np.ascontiguousarray(arrays[name], dtype=kind) for name, kind in KINDS.items()}
+    arrays = {name: np.ascontiguousarray(arrays[name], dtype=kind) for name, kind in _kinds(scores).items()}
     attributes = {"settings": settings, "digest": _digest(arrays, settings)}
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -36,8 +39,8 @@ def write_scores(path: Path, arrays: dict[str, np.ndarray], settings: dict[str, 
         raise UsageError(f"cannot write {path}: {error}. Free some space or choose another --results_dir.") from error
 
 
-def read_scores(path: str | Path) -> dict[str, Any]:
-    """What was written, to the bit: ``scores``, ``sample_id``, ``worker`` and ``settings``.
+def read_scores(path: str | Path, scores: Sequence[str] = ("scores",)) -> dict[str, Any]:
+    """What was written, to the bit: the arrays of ``scores``, ``sample_id``, ``worker`` and ``settings``.
 
     Raises UsageError where the group is missing, damaged, or has no digest (as before there were digests).
     """
@@ -47,7 +50,7 @@ def read_scores(path: str | Path) -> dict[str, Any]:
 
     try:
         group = zarr.open_group(path, mode="r")
-        arrays = {name: group[name][:] for name in KINDS}
+        arrays = {name: group[name][:] for name in _kinds(scores)}
         settings = group.attrs["settings"]
         sound = group.attrs.get("digest") == _digest(arrays, settings)
         reason = "their digest is missing or another"
@@ -56,6 +59,10 @@ def read_scores(path: str | Path) -> dict[str, Any]:
     if not sound:
         raise UsageError(f"the scores at {path} are damaged ({reason}); main_pruned.py computes them again")
     return {**arrays, "settings": settings}
+
+
+def _kinds(scores: Sequence[str]) -> dict[str, type]:
+    return {**dict.fromkeys(scores, np.float64), **KINDS}
 
 
 def _digest(arrays: dict[str, np.ndarray], settings: dict[str, Any]) -> str:

@@ -1,0 +1,196 @@
+"""Valuation: what each institution's data are worth to the model that all train together, by methods that take seconds,
+beside the truth, which retrains every coalition.
+
+    python -m valuation                                       digits, four institutions
+    python -m valuation --partition sizes --sizes 1 1 2 4     by size; --worker_flips 0 0 0.1 0.2: wrong labels
+    python -m valuation --num_workers 30 --no-truth --valuations ddval cascade
+    python -m valuation --seeds 5                             with intervals
+
+All flags of main.py that say what is trained, where and how work here too. Results: results/NAME/valuation/.
+"""
+
+from __future__ import annotations
+
+from utils.command import STOPPED, begin, ready
+
+if __name__ == "__main__":
+    begin()
+
+import dataclasses
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from valuation.args import ValuationConfig
+    from valuation.methods import Study
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel over rows, not inside operators
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, train, value, compare, draw. Returns the exit code."""
+    from utils.args import parse
+    from utils.errors import UsageError, refusal
+    from valuation.args import ValuationConfig
+
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        config = parse(ValuationConfig, argv, __doc__)
+        from training.deal import with_workers
+        from training.run import own_folder, run_folder
+
+        ready()
+        config = with_workers(config)
+        folder = run_folder(config if config.run_name else config.training())
+        with own_folder(folder):
+            run(config, folder / "valuation")
+    except (UsageError, OSError) as error:
+        return refusal(error)
+    except KeyboardInterrupt:
+        print("interrupted; coalitions that have ended are kept: --resume goes on", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+def run(config: ValuationConfig, folder: Path) -> dict[str, Any]:
+    """All seeds; returns what summary.json holds, or valuation.json of the only seed."""
+    from utils.records import write_json
+    from valuation.comparison import over_seeds, table_over_seeds
+
+    if config.seeds == 1:
+        return value(config, folder)
+    records = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        records.append(value(dataclasses.replace(config, seed=seed, seeds=1), folder / f"seed-{seed}"))
+    summary = over_seeds(records)
+    write_json(folder / "summary.json", {"seeds": config.seeds, "methods": summary})
+    print(f"\n{table_over_seeds(summary, config.seeds)}")
+    return summary
+
+
+def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
+    """One seed; returns what valuation.json holds."""
+    from training.build import build
+    from training.coalitions import all_coalitions
+    from training.rooms import bind_room, claim_room
+    from utils.progress import bar
+    from utils.records import write_json
+    from valuation.args import MOST_EXACT
+    from valuation.comparison import judged, table
+    from valuation.institutions import empty_utility, institution_tests
+    from valuation.truth import shapley, trained
+
+    claim_room(config, folder)
+    job = build(config.training())
+    bind_room(config, job.identity, folder)
+    N, tests, empty = len(job.shards), institution_tests(job), empty_utility(job)
+    exact = config.truth
+    if exact and N > MOST_EXACT:
+        warnings.warn(
+            f"{N} institutions have {2**N - 1:,} coalitions: no truth beside the values (at most {MOST_EXACT} do)",
+            stacklevel=2,
+        )
+        exact = False
+    study, truth, seconds = grand_study(config, job, tests, empty), None, None
+    if exact:
+        coalitions = all_coalitions(N)
+        start = time.perf_counter()
+        with bar(len(coalitions), "coalitions", "coalition", config.quiet) as ticks:
+            found = trained(job, coalitions, tests, folder / "coalitions.jsonl", ticks.update)
+        seconds = time.perf_counter() - start
+        study.worth = {(): empty, **{members: line["utility"] for members, line in found.items()}}
+        truth = shapley(study.worth, N)
+    names = job.owners and [job.dataset.owners.names[g] for g in job.owners]
+    record = {
+        "institutions": names or [f"{k}" for k in range(N)],
+        "sizes": [len(shard) for shard in job.shards],
+        "metric": job.dataset.task.metric.name,
+        "utility": study.empty + study.total,
+        "empty": empty,
+        "rounds": study.grand.rounds[0],
+        "truth": truth if truth is None else truth.tolist(),
+        "truth_seconds": seconds,
+        "methods": {},
+    }
+    for name in config.valuations or methods_of(study):
+        values_N, took = timed(name, study)
+        figures = {} if truth is None else judged(values_N, truth)
+        record["methods"][name] = {"values": values_N.tolist(), **figures, "seconds": took}
+    write_json(folder / "valuation.json", record)
+    keep_samples(study, folder / "values.zarr")
+    print(table(record))
+    print(f"{record['metric']} {record['utility']:.4f} after {record['rounds']} rounds; none: {empty:.4f}; {folder}")
+    if config.plots:
+        draw(study, folder)
+    return record
+
+
+def grand_study(config: ValuationConfig, job: Any, tests: list, empty: float) -> Study:
+    """The model of all institutions, and what it is worth."""
+    from training.coalitions import train_coalitions
+    from utils.progress import bar
+    from valuation.institutions import utilities
+    from valuation.methods import Study, Updates
+
+    updates, everybody = Updates(), tuple(range(len(job.shards)))
+    with bar(int(config.epochs), "all institutions", "round", config.quiet) as ticks:
+        grand = train_coalitions(job, [everybody], ticks.update, updates.watch)
+    utility = float(utilities(job, grand.rows_CD, tests).mean())
+    return Study(job, tests, grand, empty, utility - empty, config.knn, updates)
+
+
+def methods_of(study: Study) -> list[str]:
+    """The methods that this study allows."""
+    from utils.registry import VALUATIONS
+    from valuation.args import MOST_EXACT
+
+    needs_few = {"reconstruction", "knn_game", "heads"} if study.count > MOST_EXACT else set()
+    needs_truth = {"leave_one_out"} if study.worth is None else set()
+    needs_classes = set() if study.job.dataset.task.one_class else {"knn_game", "heads"}
+    of_sgd = {"cascade", "delete", "if"} if study.job.config.optimizer != "sgd" else set()
+    return [name for name in VALUATIONS if name not in needs_few | needs_truth | needs_classes | of_sgd]
+
+
+def timed(name: str, study: Study) -> tuple[Any, float]:
+    """A method's values, and the seconds it took (beside the training of the model of all)."""
+    from utils.registry import VALUATIONS, load
+
+    start = time.perf_counter()
+    values_N = load(VALUATIONS, name, "method")(study)
+    return values_N, time.perf_counter() - start
+
+
+def keep_samples(study: Study, path: Path) -> None:
+    """A value for each training sample and method that values samples, as zarr."""
+    from utils.scores import write_scores
+
+    if not study.samples:
+        return
+    arrays = {name: values_n.numpy() for name, values_n in study.samples.items()}
+    owners = {"sample_id": study.job.train_ids.numpy(), "worker": study.owner_n.numpy()}
+    settings = {"run": study.job.identity["digest"], "total": study.total, "methods": list(arrays)}
+    write_scores(path, {**arrays, **owners}, settings, list(arrays))
+
+
+def draw(study: Study, folder: Path) -> None:
+    """The pictures."""
+    from visualization.influence_plots import plot_contact_sheet
+    from visualization.valuation import plot_valuation
+
+    plot_valuation(folder)
+    data, ids = study.job.dataset, study.job.train_ids
+    if "ddval" not in study.samples:
+        return
+    flipped = set(study.job.corruption.get("flipped", [])) or None
+    inputs_n = data.inputs_n.movedim(1, -1) if data.pictures else data.inputs_n
+    strata_n, names = data.task.strata(data.targets_n).numpy(), data.task.stratum_names(data.targets_n)
+    what = inputs_n.numpy(), strata_n, study.samples["ddval"].numpy(), ids.numpy(), names
+    plot_contact_sheet(*what, folder / "plots" / "samples.png", flipped, "ddval", data.sources)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

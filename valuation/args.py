@@ -1,0 +1,56 @@
+"""The flags of ``python -m valuation`` on top of those of ``main.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from utils.args import SCHEDULES, Config
+from utils.errors import UsageError
+from utils.flags import NOT_NEGATIVE, POSITIVE, flag
+from utils.registry import NETWORKS, PARTITIONS, VALUATIONS
+
+MOST_EXACT = 12  # institutions whose coalitions are all trained
+
+
+@dataclass(frozen=True)
+class ValuationConfig(Config):
+    """Who the institutions are, how they train together, and by what methods their data are valued."""
+
+    protocol: str = flag("fedavg", "protocols", "institutions train by federated averaging", choices=("fedavg",))
+    server_weights: str = flag(
+        "equal", "protocols", "institutions are averaged alike, whatever their size", choices=("equal",)
+    )
+    num_workers: int = flag(4, "topology", "institutions", check=POSITIVE)
+    model: str = flag("mlp", "model", "network", choices=tuple(NETWORKS))
+    partition: str | None = flag("dirichlet", "partition", "the partition by its name", choices=tuple(PARTITIONS))
+    alpha: float = flag(0.5, "partition", "--partition dirichlet: the smaller, the more institutions differ",
+                        check=POSITIVE)  # fmt: skip
+    epochs: float = flag(60, "optimization", "rounds at most (an epoch of an institution each)", check=POSITIVE)
+    scheduler: str = flag("constant", "optimization", "learning rate over the rounds", choices=SCHEDULES)
+    patience: int = flag(
+        10, "optimization", "a coalition stops after N rounds without a better validation loss; 0: never",
+        check=NOT_NEGATIVE,
+    )  # fmt: skip
+
+    valuations: tuple[str, ...] = flag(
+        (), "valuation", "methods (default: all)", choices=tuple(VALUATIONS), changes_results=False
+    )
+    truth: bool = flag(
+        True, "valuation", f"retrain all coalitions ({MOST_EXACT} institutions at most): what methods are measured by",
+        changes_results=False,
+    )
+    knn: int = flag(3, "valuation", "ddval: nearest neighbours", check=POSITIVE)
+
+    def training(self) -> Config:
+        """The federated run of all institutions."""
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(Config)}
+        return Config(**settings | {"seeds": 1})
+
+    def check(self) -> None:
+        """Settings that do not go together."""
+        super().check()
+        if self.num_workers is not None and self.num_workers < 2:
+            raise UsageError("--num_workers 1: values need two institutions at least.")
+        if self.fraction_fit != 1 or self.server_momentum:
+            raise UsageError("--fraction_fit and --server_momentum: here all members take part, and none has momentum.")

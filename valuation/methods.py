@@ -1,0 +1,236 @@
+"""Methods that value institutions without training all coalitions, each a function of a :class:`Study`.
+
+To add one, write it here and a line in ``utils.registry.VALUATIONS``.
+
+Legend: N institutions, n samples, C coalitions, D floats a row, F features.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.regression import Regression
+from networks import features
+from training.build import Job
+from training.coalitions import Coalition, Trained, all_coalitions
+from training.trajectory import RecordedRun
+from utils.errors import UsageError
+from utils.influence import Options, score
+from valuation.args import MOST_EXACT
+from valuation.institutions import utilities
+from valuation.knn_shapley import by_owner, knn_shapley, knn_shapley_regression, rescaled
+from valuation.truth import shapley
+
+HEAD_STEPS, HEAD_DECAY = 200, 1e-3
+PIECE = 256  # samples whose features are computed at once
+
+
+@dataclass
+class Study:
+    """What methods may look at. ``grand``: the model of all institutions, and the round that it is of; ``total``: what
+    it is worth more than none; ``worth``: that of every coalition, where all were trained."""
+
+    job: Job
+    tests: list[Tensor]
+    grand: Trained
+    empty: float
+    total: float
+    k: int
+    updates: Updates
+    worth: Mapping[Coalition, float] | None = None
+    samples: dict[str, Tensor] = field(default_factory=dict)  # values [n] of methods that value samples
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.job.shards)
+
+    @property
+    def owner_n(self) -> Tensor:
+        """The institution of each training sample, in the order of ``train_ids``."""
+        owner = torch.full((len(self.job.dataset.targets_n),), -1)
+        for k, shard in enumerate(self.job.shards):
+            owner[shard] = k
+        return owner[self.job.train_ids]
+
+    @cached_property
+    def features(self) -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor]]]:
+        """The grand model's features and targets of the training samples, and of each institution's test samples."""
+        job, task = self.job, self.job.dataset.task
+        model = copy.deepcopy(job.model).to(job.samples.dtype).eval()
+        job.engine.layout.attach(model, self.grand.rows_CD[0])
+        targets_n, targets_m = job.dataset.targets_n, job.dataset.test_targets_m
+        if isinstance(task, Regression):
+            targets_n, targets_m = (task.encoded(targets)[:, 0] for targets in (targets_n, targets_m))
+        tests = [(features_of(model, job.test_samples, ids_m), targets_m[ids_m]) for ids_m in self.tests]
+        return (features_of(model, job.samples, job.train_ids), targets_n[job.train_ids]), tests
+
+    def of_samples(self, name: str, values_n: Tensor) -> np.ndarray:
+        """Values of the training samples (in the order of ``train_ids``) as values of institutions: scaled so that they
+        sum to what the grand model is worth."""
+        scaled_n = rescaled(values_n, self.total)
+        self.samples[name] = scaled_n
+        return by_owner(scaled_n, self.owner_n, self.count).numpy()
+
+
+class Updates:
+    """What members of the grand coalition sent each round: ``moves``, [N, D] a round."""
+
+    def __init__(self) -> None:
+        self.moves: list[Tensor] = []
+
+    def watch(self, r: int, before_D: Tensor, after_ND: Tensor) -> None:
+        """A round of the grand coalition."""
+        self.moves.append(after_ND - before_D)
+
+
+def ddval(study: Study) -> np.ndarray:
+    """k-nearest-neighbour Shapley values on the grand model's features (Pandl et al., arXiv 2305.01657), mean over the
+    institutions' test sets."""
+    values = knn_shapley_regression if isinstance(study.job.dataset.task, Regression) else knn_shapley
+    (train_nF, train_targets), tests = study.features
+    found = [values(train_nF, train_targets, test_mF, test_targets, study.k) for test_mF, test_targets in tests]
+    return study.of_samples("ddval", torch.stack(found).mean(0))
+
+
+def knn_game(study: Study) -> np.ndarray:
+    """The institutions' own Shapley values in the game of k-NN models on the grand model's features: a coalition is
+    worth the share of right votes on its members' samples. (ddval sums those of samples, for which an institution is
+    no unit: a sample joins one that may be half there.)"""
+    (train_nF, train_n), tests = study.features
+    check_one_class(study, "knn_game")
+    worth, member_nN = {(): 0.0}, torch.nn.functional.one_hot(study.owner_n, study.count).bool()
+    distances = [torch.cdist(test_mF.double(), train_nF.double()) for test_mF, _ in tests]
+    for members in coalitions_of(study):
+        ids = member_nN[:, list(members)].any(1).nonzero()[:, 0]
+        shares = []
+        for distance_mn, (_, test_m) in zip(distances, tests, strict=True):
+            near_mk = distance_mn[:, ids].topk(min(study.k, len(ids)), largest=False).indices
+            shares.append(float((train_n[ids][near_mk] == test_m[:, None]).sum(1).double().mean() / study.k))
+        worth[members] = float(np.mean(shares))
+    return scaled(shapley(worth, study.count), study.total)
+
+
+def heads(study: Study) -> np.ndarray:
+    """The institutions' Shapley values in the game of linear heads on the grand model's features, one trained on the
+    samples of each coalition to its optimum (the idea of SaFE)."""
+    (train_nF, train_n), tests = study.features
+    check_one_class(study, "heads")
+    mean_F, std_F = train_nF.mean(0), train_nF.std(0).clamp(min=1e-6)
+    scaled_nF = ((train_nF - mean_F) / std_F).double()
+    worth, C = {(): study.empty}, study.job.dataset.task.num_outputs
+    for members in coalitions_of(study):
+        ids = torch.isin(study.owner_n, torch.tensor(members)).nonzero()[:, 0]
+        head = fitted_head(scaled_nF[ids], train_n[ids], C)
+        right = [
+            float((head(((test_mF - mean_F) / std_F).double()).argmax(1) == test_m).double().mean())
+            for test_mF, test_m in tests
+        ]
+        worth[members] = float(np.mean(right))
+    return shapley(worth, study.count)
+
+
+def fitted_head(train_nF: Tensor, train_n: Tensor, classes: int) -> torch.nn.Linear:
+    """Multinomial logistic regression with a small weight decay, by L-BFGS from zero."""
+    head = torch.nn.Linear(train_nF.shape[1], classes, dtype=torch.float64)
+    for parameter in head.parameters():
+        torch.nn.init.zeros_(parameter)
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=HEAD_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = torch.nn.functional.cross_entropy(head(train_nF), train_n) + HEAD_DECAY * head.weight.square().sum() / 2
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return head.requires_grad_(False)
+
+
+def coalitions_of(study: Study) -> list[Coalition]:
+    """All, if they are not too many to go through."""
+    if study.count > MOST_EXACT:
+        raise UsageError(f"{study.count} institutions have too many coalitions: at most {MOST_EXACT} do.")
+    return all_coalitions(study.count)
+
+
+def check_one_class(study: Study, method: str) -> None:
+    """Raises :class:`UsageError` where samples are not of one class each."""
+    if not study.job.dataset.task.one_class:
+        raise UsageError(f"--valuations {method} needs samples of one class each; ddval takes others too.")
+
+
+def scaled(values_N: np.ndarray, total: float) -> np.ndarray:
+    """Values that sum to the total."""
+    return rescaled(torch.from_numpy(values_N), total).numpy()
+
+
+@torch.no_grad()
+def features_of(model: torch.nn.Module, samples: object, ids_n: Tensor) -> Tensor:
+    """What enters the model's last layer [n, F]."""
+    return torch.cat([features(model, samples.plain(piece)[0]) for piece in ids_n.split(PIECE)])
+
+
+def influence(study: Study, method: str) -> np.ndarray:
+    """Scores of the federated run of all, up to the grand model, summed by institution."""
+    job = dataclasses.replace(study.job, _kept={})
+    trajectory = RecordedRun(job, study.grand.rounds[0])
+    scores_n = score(method, trajectory, Options(target="consensus"))[job.train_ids]
+    return study.of_samples(method, scores_n)
+
+
+def cascade(study: Study) -> np.ndarray:
+    """The exact derivative of the whole training with respect to the samples' weights."""
+    return influence(study, "cascade")
+
+
+def delete(study: Study) -> np.ndarray:
+    """Delete: first-order removal at checkpoints of the training."""
+    return influence(study, "delete")
+
+
+def influence_functions(study: Study) -> np.ndarray:
+    """Influence functions at the last layer of the grand model."""
+    return influence(study, "if")
+
+
+def leave_one_out(study: Study) -> np.ndarray:
+    """What the grand model loses without each institution: from the coalitions."""
+    if study.worth is None:
+        raise UsageError("leave_one_out needs the coalitions: leave out --no-truth.")
+    everybody = tuple(range(study.count))
+    return np.array(
+        [study.worth[everybody] - study.worth[tuple(k for k in everybody if k != i)] for i in everybody]
+    )
+
+
+def reconstruction(study: Study) -> np.ndarray:
+    """Shapley values of models of all coalitions that are put together from what the members of the grand coalition
+    sent: each round a coalition's model moves by the mean of its members' moves (OR, Song et al. 2019)."""
+    coalitions = all_coalitions(study.count)
+    share_CN = torch.zeros(len(coalitions), study.count, dtype=study.job.samples.dtype)
+    for c, members in enumerate(coalitions):
+        share_CN[c, list(members)] = 1 / len(members)
+    moved_ND = torch.stack(study.updates.moves[: study.grand.rounds[0]]).sum(0).cpu()
+    rows_CD = (study.job.initial_ND[0].cpu() + share_CN @ moved_ND).to(study.job.initial_ND.device)
+    worth_C = utilities(study.job, rows_CD, study.tests).mean(1).tolist()
+    return shapley({(): study.empty, **dict(zip(coalitions, worth_C, strict=True))}, study.count)
+
+
+def equal(study: Study) -> np.ndarray:
+    """The same for each: what any method has to beat."""
+    return np.full(study.count, study.total / study.count)
+
+
+def size(study: Study) -> np.ndarray:
+    """In proportion to the number of training samples."""
+    sizes_N = np.array([len(shard) for shard in study.job.shards], float)
+    return sizes_N / sizes_N.sum() * study.total
