@@ -51,6 +51,22 @@ def homogeneous() -> int:
     return main()
 
 
+def index() -> int:
+    """``decentralized-index``: python -m data.index."""
+    begin()
+    from data.index import main
+
+    return main()
+
+
+def resize() -> int:
+    """``decentralized-resize``: python -m data.resize."""
+    begin()
+    from data.resize import main
+
+    return main()
+
+
 def plot() -> int:
     """``decentralized-plot``: python -m visualization.plot_utils."""
     begin()

@@ -54,6 +54,7 @@ class Arrays:
     order_n: Tensor | None = None  # int64: when each train sample was, where validation has to come later than training
     gap: int = 0  # samples closer than this in ``order_n`` share data
     notes: tuple[str, ...] = ()  # what else a run should say at its start
+    val_n: Tensor | None = None  # bool: train samples that are for validation, where the data set itself says so
 
     @property
     def pictures(self) -> bool:

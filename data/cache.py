@@ -72,6 +72,7 @@ def read_cache(file: Path, files: str) -> tuple[Arrays, dict[str, Any]] | None:
             tensors.get("order_n"),
             notes["gap"],
             tuple(notes["notes"]),
+            tensors.get("val_n"),
         )
         return arrays, notes["fingerprint"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -99,7 +100,7 @@ def write_cache(file: Path, arrays: Arrays, fingerprint: dict[str, Any], files: 
         }
     )
     tensors = {key: getattr(arrays, key) for key in TENSORS}
-    further = {"order_n": arrays.order_n}
+    further = {"order_n": arrays.order_n, "val_n": arrays.val_n}
     if owners is not None:
         further |= {key: getattr(owners, key) for key in ("owner_n", "positions_GX", "test_owner_m")}
     tensors |= {key: tensor for key, tensor in further.items() if isinstance(tensor, torch.Tensor)}

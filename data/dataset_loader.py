@@ -117,15 +117,18 @@ def data_differences(then: dict[str, Any], now: dict[str, Any]) -> str | None:
     ):
         if then[key] != now[key]:
             return f"other {what}"
-    for key in ("task", "owners", "order"):  # where there are any
+    for key in ("task", "owners", "order", "validation"):  # where there are any
         if then.get(key) != now.get(key):
             return f"another {key}" if key != "owners" else "other owners"
     return None
 
 
 def validation_split(dataset: Arrays, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(train_ids, val_ids), sorted int64, disjoint: stratified and drawn by seed, or, where samples have an order, the
-    latest ``fraction`` for validation, and for training what shares no data with it."""
+    """(train_ids, val_ids), sorted int64, disjoint: as the data set itself says; or stratified and drawn by seed; or,
+    where samples have an order, the latest ``fraction`` for validation, and for training what shares no data with it.
+    """
+    if dataset.val_n is not None:
+        return (~dataset.val_n).nonzero().squeeze(1), dataset.val_n.nonzero().squeeze(1)
     if dataset.order_n is None:
         return split_validation(dataset.task.strata(dataset.targets_n), fraction, seed)
     order_n = dataset.order_n
@@ -233,6 +236,8 @@ def _fingerprint(arrays: Arrays) -> dict[str, Any]:
         fingerprint["owners"] = digest_json([owners.names, digest_tensors({"owners": owners.owner_n, **places})])
     if arrays.order_n is not None:
         fingerprint["order"] = digest_json([arrays.gap, digest_tensors({"order": arrays.order_n})])
+    if arrays.val_n is not None:
+        fingerprint["validation"] = digest_tensors({"validation": arrays.val_n})
     return fingerprint
 
 

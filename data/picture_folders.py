@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from data.arrays import Arrays, ReadOptions
 from data.classification import Classification
-from data.manifest import MANIFEST, read_manifest
+from data.manifest import read_manifest
+from data.manifest_table import MANIFEST
 from data.pictures import decode_pictures, displayable, find_pictures, listed, say_skipped
 from utils.errors import UsageError
 
@@ -29,7 +30,7 @@ TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 def imagefolder(path: Path, options: ReadOptions) -> Arrays:
     """Any pictures laid out as ``path``/train/<class>/* and ``path``/test/<class>/*, in subfolders too; or as
-    ``path``/manifest.csv says, where there is one (:mod:`data.manifest`)."""
+    ``path``/manifest.csv says, where there is one (:mod:`data.manifest_table`)."""
     if os.path.lexists(path / MANIFEST):
         return read_manifest(path, options)
     train, test, names, others = labelled_files("imagefolder", path, find_pictures, "picture")

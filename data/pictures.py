@@ -8,25 +8,30 @@ Legend: k files, C channels, H height, W width.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 from tqdm import tqdm
 
 from utils.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICTURE_FORMATS = (
     "JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "PPM", "TIFF", "JPEG2000", "AVIF", "PCX", "SGI", "SUN", "DDS", "QOI",
     "ICO", "TGA",
 )  # fmt: skip
+ORIENTATION = 0x0112  # the EXIF tag
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}  # what Windows leaves behind; hidden files are left out anyway
 
 
@@ -115,6 +120,8 @@ def decode_pictures(files: list[str], image_size: int | None = None, progress: b
     With ``image_size`` the shorter side is resized to it (bilinear, antialiased) and the centre cropped.
     Raises UsageError naming a damaged file, or when the pictures differ in size and no size is given.
     """
+    import torch  # takes seconds, and who only wants to know what files hold does without
+
     shape_HW = _decode(files[0], image_size).shape[1:]
     check_memory(len(files), 3, *shape_HW)
     images_kCHW = np.empty((len(files), 3, *shape_HW), np.uint8)
@@ -150,13 +157,38 @@ def decode_pictures(files: list[str], image_size: int | None = None, progress: b
 
 def _decode(file: str, image_size: int | None) -> np.ndarray:
     """One picture as uint8 [C, H, W], C = 1 for grey ones; turned upright; transparency is dropped."""
-    try:
-        # from memory: PIL's many small reads cost more than the decoding of a small JPEG
-        with open(file, "rb") as handle:
-            content = io.BytesIO(handle.read())
-        with Image.open(content, formats=PICTURE_FORMATS) as picture:
-            if image_size:
-                picture.draft(None, (2 * image_size,) * 2)  # a large JPEG is decoded at 1/2, 1/4, 1/8
+    picture = read_picture(file, 2 * image_size if image_size else None).image
+    if image_size:
+        picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture file: its bytes, its pixels (mode L or RGB, upright, no transparency), its format as PIL calls it, and
+    its width and height (upright; the pixels may be fewer)."""
+
+    content: bytes
+    image: Image.Image
+    format: str
+    size: tuple[int, int]
+
+
+def read_picture(file: str, enough: int | None = None) -> Picture:
+    """A picture file, all of it decoded. A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size where both sides keep
+    ``enough`` pixels.
+
+    Raises UsageError naming the file where it is damaged, or so large that decoding it could take all memory (PIL's
+    limit, 179 million pixels).
+    """
+    with _naming(file):
+        with open(file, "rb") as handle:  # from memory: PIL's many small reads cost more than to decode a small JPEG
+            content = handle.read()
+        with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as picture:
+            size, kind = _upright_size(picture), picture.format
+            if enough:
+                picture.draft(None, (enough, enough))
             if "exif" in picture.info:
                 picture = ImageOps.exif_transpose(picture)
             if picture.mode == "F":
@@ -165,16 +197,31 @@ def _decode(file: str, image_size: int | None) -> np.ndarray:
                 picture = Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
             else:
                 picture = picture.convert("L" if _is_grey(picture) else "RGB")
-            if image_size:
-                picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)
-            pixels = np.asarray(picture)
+    return Picture(content, picture, kind, size)
+
+
+def upright_size(content: bytes) -> tuple[int, int]:
+    """Width and height of a picture that is whole, by its bytes alone."""
+    with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as picture:
+        return _upright_size(picture)
+
+
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    on_its_side = "exif" in picture.info and picture.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+    return picture.size[::-1] if on_its_side else picture.size
+
+
+@contextlib.contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Whatever goes wrong inside is a UsageError that names the file."""
+    try:
+        yield
     except UnidentifiedImageError as error:  # its message names the buffer, not the file
         what = f"it is damaged, or in none of the formats that are read ({', '.join(PICTURE_FORMATS)})"
         raise UsageError(f"cannot read the picture {displayable(file)}: {what}; replace or remove it") from error
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ... for bad files
         cause = " ".join(str(error).split())
         raise UsageError(f"cannot read the picture {displayable(file)}: {cause}; replace or remove it") from error
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def _is_grey(picture: Image.Image) -> bool:

@@ -11,7 +11,7 @@ from command import refused, train
 from PIL import Image
 
 import main
-from data.dataset_loader import load_dataset
+from data.dataset_loader import data_differences, load_dataset, validation_split
 from data.multilabel import UNKNOWN
 from utils.errors import UsageError
 
@@ -99,6 +99,25 @@ def test_what_a_run_should_know_is_said_at_every_start(write, load):
         )
 
 
+def test_rows_for_validation_are_those_that_the_table_names(write, load):
+    write((*CATS[:3], "3.png,dog,anna,val", *CATS[4:]))
+    for _ in ("decoded", "from the cache"):
+        data = load()
+        assert data.inputs_n[:, 0, 0, 0].tolist() == [1, 2, 3] and data.val_n.tolist() == [False, False, True]
+        assert [ids.tolist() for ids in validation_split(data, 0.5, seed=3)] == [[0, 1], [2]]
+        assert data.notes == ("validation is on the rows that manifest.csv calls val (1), whatever --val_fraction is",)
+    first = data.fingerprint
+    write((CATS[0], "a/1.png,cat,anna,train", "b/2.png,dog,ben,val", "3.png,dog,anna,train", *CATS[4:]))
+    assert data_differences(first, load().fingerprint) == "another validation"
+
+
+def test_what_data_index_adds_is_not_read(write, load):
+    write(CATS)
+    plain = load()
+    write((f"width,{CATS[0]},sha256,height", *(f"6,{row},0,6" for row in CATS[1:])))
+    assert load().fingerprint == plain.fingerprint and "validation" not in plain.fingerprint
+
+
 def test_the_cache_notices_another_manifest(write, load):
     root = write(CATS)
     file = root / "manifest.csv"
@@ -134,7 +153,10 @@ def test_the_cache_notices_another_manifest(write, load):
         ((*CATS, ",cat,anna,train"), "'' is no path"),
         ((*CATS, ".git/1.png,cat,anna,train"), "hidden"),
         ((*CATS, "a/1.png,cat,train"), "3 cells, and there are 4 columns"),
-        ((*CATS, "a/1.png,cat,anna,val"), "split is 'val'"),
+        ((*CATS, "a/1.png,cat,anna,valid"), "split is 'valid'"),
+        ((CATS[0], "a/1.png,cat,anna,val", "b/2.png,dog,ben,val", *CATS[4:]), "no row with 'train'"),
+        ((*CATS[:3], "3.png,eel,anna,val", *CATS[4:]), "no training row has the label 'eel'"),
+        ((*CATS[:3], "3.png,dog,,val", *CATS[4:]), "line 4 .* has no group"),
         ((*CATS, "a/1.png,cat||dog,anna,train"), "an empty label in 'cat||dog'"),
         ((*CATS, "a/1.png,?,anna,train"), "an empty label"),
         ((*CATS, "a/1.png,cat|?cat,anna,train"), "twice in"),

@@ -30,13 +30,14 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` (made if it is not there) until the block ends; an empty one is removed again.
+def locked(folder: Path, other: str = "choose another --run_name") -> Iterator[None]:
+    """Hold ``folder`` (made if it is not there) until the block ends; an empty one is removed again. ``other``: what
+    to do instead of waiting, where somebody holds it.
 
     Raises :class:`UsageError` that names the process which holds it. On a file system without locks it
     warns and goes on.
     """
-    descriptor = _acquire(folder)
+    descriptor = _acquire(folder, other)
     try:
         yield
     finally:
@@ -49,7 +50,7 @@ def locked(folder: Path) -> Iterator[None]:
             folder.rmdir()  # a run that was refused leaves nothing
 
 
-def _acquire(folder: Path) -> int | None:
+def _acquire(folder: Path, other: str) -> int | None:
     """The open, locked file; None where there are no locks."""
     if fcntl is None:
         return None
@@ -75,7 +76,7 @@ def _acquire(folder: Path) -> int | None:
                 warnings.warn(f"{folder} is on a file system without locks: start one process a run", stacklevel=3)
                 return None
             raise UsageError(
-                f"{folder} is in use by {_name(holder)}: wait until it has ended, or choose another --run_name."
+                f"{folder} is in use by {_name(holder)}: wait until it has ended, or {other}."
             ) from error
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
