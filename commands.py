@@ -51,6 +51,14 @@ def homogeneous() -> int:
     return main()
 
 
+def valuation() -> int:
+    """``decentralized-valuation``: python -m valuation."""
+    begin()
+    from valuation.__main__ import main
+
+    return main()
+
+
 def index() -> int:
     """``decentralized-index``: python -m data.index."""
     begin()

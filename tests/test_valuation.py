@@ -157,8 +157,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 
 def test_several_seeds_have_intervals(tmp_path, capsys):
-    flags = [*SMALL, "--results_dir", str(tmp_path), "--run_name", "v", "--seeds", "2", "--valuations", "equal", "ddval"]
-    assert main([*flags, "--max_train", "120", "--epochs", "2"]) == 0
+    flags = [*SMALL, "--results_dir", str(tmp_path), "--run_name", "v", "--seeds", "2", "--max_train", "120"]
+    assert main([*flags, "--valuations", "equal", "ddval", "--epochs", "2"]) == 0
     summary = json.loads((tmp_path / "v/valuation/summary.json").read_text())
     assert set(summary["methods"]) == {"equal", "ddval"} and len(summary["methods"]["ddval"]["relative_l1"]) == 3
     assert "over 2 seeds" in capsys.readouterr().out

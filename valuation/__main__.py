@@ -98,10 +98,9 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     study, truth, seconds = grand_study(config, job, tests, empty), None, None
     if exact:
         coalitions = all_coalitions(N)
-        start = time.perf_counter()
         with bar(len(coalitions), "coalitions", "coalition", config.quiet) as ticks:
             found = trained(job, coalitions, tests, folder / "coalitions.jsonl", ticks.update)
-        seconds = time.perf_counter() - start
+        seconds = sum(line["seconds"] for line in found.values())
         study.worth = {(): empty, **{members: line["utility"] for members, line in found.items()}}
         truth = shapley(study.worth, N)
     names = job.owners and [job.dataset.owners.names[g] for g in job.owners]

@@ -7,6 +7,7 @@ Legend: N institutions, C coalitions, D floats a row.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from math import comb
 from pathlib import Path
@@ -38,8 +39,8 @@ def shapley(worth: Mapping[Coalition, float], count: int) -> np.ndarray:
 def trained(
     job: Job, coalitions: Sequence[Coalition], tests: list[Tensor], path: Path, progress: Progress
 ) -> dict[Coalition, dict[str, Any]]:
-    """What each coalition came to: ``utility``, ``by_test``, ``rounds``; kept in coalitions.jsonl, which is read where
-    it has them. As many train side by side as keep the engine busy."""
+    """What each coalition came to: ``utility``, ``by_test``, ``rounds``, ``seconds``; kept in coalitions.jsonl, which
+    is read where it has them. As many train side by side as keep the engine busy."""
     log = MetricsLog(path)
     found = {tuple(line["members"]): line for line in (log.read() if path.exists() else [])}
     missing = [members for members in coalitions if members not in found]
@@ -49,9 +50,12 @@ def trained(
         while missing and (not piece or rows + len(missing[0]) <= job.engine.busy_rows):
             rows += len(missing[0])
             piece.append(missing.pop(0))
+        start = time.perf_counter()
         result = train_coalitions(job, piece)
+        seconds = (time.perf_counter() - start) / len(piece)
         for line in lines_of(job, piece, result, tests):
-            log.append({"round": len(found), **line})
+            line = {"round": len(found), **line, "seconds": seconds}
+            log.append(line)
             found[tuple(line["members"])] = line
         progress(len(piece))
     return found

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from utils.records import PathLike, read_record, spelled
 from visualization.style import CATEGORIES, GREY, MARKS, save, style
 
+FREE = {"equal": "--", "size": ":"}  # methods that need no model
+
 
 def plot_valuation(folder: PathLike) -> list[Path]:
     """All pictures of a results folder, written into ``plots`` in it. Raises UsageError of damaged records."""
@@ -38,7 +40,7 @@ def draw_values(record: dict[str, Any]) -> Figure:
         label = name.replace("_", " ")
         if found.get("relative_l1") is not None:
             label += f" (off by {found['relative_l1']:.0%})"
-        colour, mark = CATEGORIES[i % len(CATEGORIES)], MARKS[i % len(MARKS)]
+        colour, mark = look(i)
         axes.plot(np.arange(N) + offsets[i], found["values"], mark, color=colour, markersize=6, label=label)
     axes.axhline(0, color="black", linewidth=0.8)
     sizes = record.get("sizes") or [None] * N
@@ -53,20 +55,28 @@ def draw_values(record: dict[str, Any]) -> Figure:
 def draw_costs(record: dict[str, Any]) -> Figure:
     """Seconds of each method, after the training of the model of all, and how far it is off."""
     methods = record["methods"]
-    seconds = {name: found["seconds"] for name, found in methods.items()}
-    if record.get("truth_seconds") is not None:
-        seconds["truth"] = record["truth_seconds"]
     figure = Figure(figsize=(6.5, 3.6))
     axes = figure.add_subplot()
-    for i, (name, took) in enumerate(seconds.items()):
-        error = methods[name].get("relative_l1") if name in methods else 0.0
-        if error is None:
+    for i, (name, found) in enumerate(methods.items()):
+        error = found.get("relative_l1")
+        if error is None or name == "leave_one_out":  # it costs what its coalitions cost
             continue
-        mark = MARKS[i % len(MARKS)]
-        axes.plot(max(took, 1e-4), error, mark, color=CATEGORIES[i % len(CATEGORIES)], markersize=8,
-                  label=f"{name.replace('_', ' ')}: {took:.2g} s")  # fmt: skip
+        colour, mark = look(i)
+        if name in FREE:
+            axes.axhline(error, color=colour, linestyle=FREE[name], label=f"{name}: nothing")
+        else:
+            seconds, shown = found["seconds"], name.replace("_", " ")
+            axes.plot(max(seconds, 1e-3), error, mark, color=colour, markersize=8, label=f"{shown}: {seconds:.2g} s")
+    if record.get("truth_seconds"):
+        seconds = record["truth_seconds"]
+        axes.plot(seconds, 0, "X", color=GREY, markersize=9, label=f"truth: {seconds:.2g} s")
     axes.set(xscale="log", xlabel="seconds after the model of all is trained", ylabel="relative L1 error")
-    axes.set_ylim(bottom=-0.02)
+    axes.set_ylim(bottom=-0.03)
     axes.set_title("How near, at what cost")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return figure
+
+
+def look(i: int) -> tuple[str, str]:
+    """Colour and mark of the i-th method."""
+    return CATEGORIES[i % len(CATEGORIES)], MARKS[(i + i // len(CATEGORIES)) % len(MARKS)]
