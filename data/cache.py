@@ -21,7 +21,7 @@ from utils.digest import digest_json
 from utils.errors import UsageError
 from utils.files import replaced
 
-CACHE_VERSION = "5"  # raise it when a reader gives other samples or another order, or the cache holds something else
+CACHE_VERSION = "6"  # raise it when a reader gives other samples or another order, or the cache holds something else
 TENSORS = ("inputs_n", "targets_n", "test_inputs_m", "test_targets_m")
 
 

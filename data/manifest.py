@@ -42,7 +42,7 @@ def read_manifest(path: Path, options: ReadOptions) -> Arrays:
     if unlearned or not names:
         what = f"no training row has the label {unlearned[0]!r}" if names else "no row has a label"
         raise UsageError(f"imagefolder: {path / MANIFEST}: {what}, so nothing can be learned of it: add such rows")
-    owners = _owners(path / MANIFEST, train)
+    owners = _owners(path / MANIFEST, train, test)
     task, targets_k = _targets(names, train + test)
     files = [str(path / row.file) for row in train + test]
     images_kCHW = decode_pictures(files, options.image_size, options.progress)
@@ -68,8 +68,8 @@ def _targets(names: list[str], rows: list[Row]) -> tuple[Task, torch.Tensor]:
     return Multilabel(names), targets
 
 
-def _owners(file: Path, train: list[Row]) -> Owners | None:
-    """Who owns each training row; None where no row says so."""
+def _owners(file: Path, train: list[Row], test: list[Row]) -> Owners | None:
+    """Who owns each training row, and each test row where all are of owners that train; None where no row says so."""
     names = sorted({row.group for row in train} - {""})
     if not names:
         return None
@@ -79,7 +79,10 @@ def _owners(file: Path, train: list[Row]) -> Owners | None:
             f"imagefolder: line {without.number} of {file} has no group, and other training rows have one: name the "
             "owner of each, or leave the column empty"
         )
-    return Owners(torch.tensor([names.index(row.group) for row in train]), tuple(names))
+    of_tests = None
+    if test and all(row.group in names for row in test):
+        of_tests = torch.tensor([names.index(row.group) for row in test])
+    return Owners(torch.tensor([names.index(row.group) for row in train]), tuple(names), test_owner_m=of_tests)
 
 
 def _unnamed(path: Path, rows: list[Row]) -> tuple[str, ...]:

@@ -61,6 +61,15 @@ def test_one_label_in_every_row_is_a_classification(write, load):
         assert data.skipped == data.notes == ()
 
 
+def test_owners_of_test_rows_are_known_where_all_of_them_train(write, load):
+    write((*CATS[:4], "a/4.png,cat,ben,test", "b/5.png,dog,anna,test"))
+    for _ in ("decoded", "from the cache"):
+        assert load().owners.test_owner_m.tolist() == [1, 0]
+    for other in ("", "eve"):
+        write((*CATS[:4], "a/4.png,cat,ben,test", f"b/5.png,dog,{other},test"))
+        assert load().owners.test_owner_m is None
+
+
 def test_anything_else_is_findings(write, load):
     write(FINDINGS)
     data = load()
