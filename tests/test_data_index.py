@@ -346,7 +346,7 @@ def test_bad_input_is_a_line(tmp_path, capsys, flags, message):
         ("Data_Entry_2017.csv", b"Image Index,Finding Labels,Patient ID\na.png,Mass,1\n", "left out 1 picture"),
         ("train.csv", b"Path,Sex\n", "no column 'No Finding'"),
         ("mimic-cxr-2.0.0-chexpert.csv.gz", b"no gzip", "damaged"),
-        ("mimic-cxr-2.0.0-chexpert.csv.gz", gzip.compress(b"subject_id\n" * 99)[:-12], "damaged"),
+        ("mimic-cxr-2.0.0-chexpert.csv.gz", gzip.compress(b"subject_id\n" * 99, mtime=0)[:-12], "damaged"),
     ],
 )
 def test_damaged_tables_are_a_line(tmp_path, capsys, name, content, message):
