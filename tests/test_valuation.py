@@ -145,8 +145,11 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     record = json.loads((folder / "valuation.json").read_text())
     assert set(record["methods"]) == {"ddval", "knn_game", "heads", "cascade", "delete", "if", "leave_one_out",
                                       "reconstruction", "equal", "size"}  # fmt: skip
-    for name in ("ddval", "cascade", "equal", "size", "knn_game"):
-        assert sum(record["methods"][name]["values"]) == pytest.approx(record["utility"] - record["empty"])
+    total = record["utility"] - record["empty"]
+    for name in ("ddval", "equal", "size", "knn_game"):
+        assert sum(record["methods"][name]["values"]) == pytest.approx(total)
+    for name in ("cascade", "delete", "if"):
+        assert sum(map(abs, record["methods"][name]["values"])) == pytest.approx(total)
     assert sum(record["truth"]) == pytest.approx(record["utility"] - record["empty"], abs=1e-6)
     kept = read_scores(folder / "values.zarr", ["ddval", "cascade", "delete", "if"])
     assert len(kept["ddval"]) == 300 and set(kept["worker"]) == {0, 1, 2}
