@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from training.build import Job
     from valuation.args import ValuationConfig
     from valuation.methods import Study
 
@@ -74,7 +75,6 @@ def run(config: ValuationConfig, folder: Path) -> dict[str, Any]:
 
 def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     """One seed; returns what valuation.json holds."""
-    from training.build import build
     from training.coalitions import all_coalitions
     from training.rooms import bind_room, claim_room
     from utils.progress import bar
@@ -85,7 +85,7 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     from valuation.truth import shapley, trained
 
     claim_room(config, folder)
-    job = build(config.training())
+    job = built(config)
     bind_room(config, job.identity, folder)
     N, tests, empty = len(job.shards), institution_tests(job), empty_utility(job)
     exact = config.truth
@@ -128,7 +128,23 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     return record
 
 
-def grand_study(config: ValuationConfig, job: Any, tests: list, empty: float) -> Study:
+def built(config: ValuationConfig) -> Job:
+    """The federated run of all institutions, by the engine that suits as many rows as all coalitions have members."""
+    from training.build import build
+    from training.execution import autocast_of
+    from valuation.args import MOST_EXACT
+    from workers.tuning import rule
+
+    job = build(config.training())
+    N = len(job.shards)
+    if config.engine != "auto" or not config.truth or N > MOST_EXACT:
+        return job
+    rows, device = N * 2 ** (N - 1), job.initial_ND.device.type
+    name = rule(job.model, rows, device, autocast_of(config), config.batch_size)
+    return build(config.training(), dataclasses.replace(job.execution, engine=name))
+
+
+def grand_study(config: ValuationConfig, job: Job, tests: list, empty: float) -> Study:
     """The model of all institutions, and what it is worth."""
     from training.coalitions import train_coalitions
     from utils.progress import bar

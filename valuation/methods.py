@@ -181,8 +181,8 @@ def features_of(model: torch.nn.Module, samples: object, ids_n: Tensor) -> Tenso
 
 def influence(study: Study, method: str) -> np.ndarray:
     """Scores of the federated run of all, up to the grand model, summed by institution, and scaled so that their
-    absolute values sum to what the grand model is worth. (Where training stops at the least validation loss, more weight
-    on all data alike changes nothing to first order: scores sum to about nothing, and are no unit.)"""
+    absolute values sum to what the grand model is worth. (Where training stops at the least validation loss, more
+    weight on all data alike changes nothing to first order: scores sum to about nothing, and are no unit.)"""
     job = dataclasses.replace(study.job, _kept={})
     trajectory = RecordedRun(job, study.grand.rounds[0])
     scores_n = score(method, trajectory, Options(target="consensus"))[job.train_ids]
