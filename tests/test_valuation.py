@@ -81,6 +81,7 @@ def test_wrong_labels_are_given_by_worker():
 
 def test_the_game_of_neighbours_is_that_of_its_definition():
     study = study_of(max_train=60)
+    study.tests = [ids[:6] for ids in study.tests]
     (train_nF, train_n), tests = study.features
     worth = {(): 0.0}
     for members in all_coalitions(3):
@@ -159,6 +160,18 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "--lr" in refused(capsys, main([*flags, "--resume", "--lr", "0.01"]))
 
 
+@pytest.mark.slow
+def test_a_cluster_comes_to_the_same_bits(tmp_path):
+    flags = [*SMALL, "--results_dir", str(tmp_path), "--valuations", "equal", "--engine", "threads", "--epochs", "2"]
+    assert main([*flags, "--run_name", "here"]) == main([*flags, "--run_name", "there", "--cluster", "local:2"]) == 0
+    here, there = (
+        sorted((json.loads(line)["members"], json.loads(line)["utility"], json.loads(line)["rounds"])
+               for line in (tmp_path / name / "valuation/coalitions.jsonl").read_text().splitlines())
+        for name in ("here", "there")
+    )  # fmt: skip
+    assert here == there and len(here) == 7
+
+
 def test_several_seeds_have_intervals(tmp_path, capsys):
     flags = [*SMALL, "--results_dir", str(tmp_path), "--run_name", "v", "--seeds", "2", "--max_train", "120"]
     assert main([*flags, "--valuations", "equal", "ddval", "--epochs", "2"]) == 0
@@ -171,7 +184,8 @@ def test_several_seeds_have_intervals(tmp_path, capsys):
     (["--valuations", "ddvall"], "ddvall"), (["--num_workers", "1"], "two institutions"),
     (["--protocol", "gossip"], "fedavg"),
     (["--no-truth", "--valuations", "leave_one_out"], "--no-truth"), (["--knn", "0"], "--knn"),
-    (["--worker_flips", "0.1"], "--worker_flips"), (["--partition", "sizes"], "--sizes"),
+    (["--worker_flips", "0.1"], "--worker_flips"), (["--cluster", "here"], "local:K"),
+    (["--partition", "sizes"], "--sizes"),
     (["--optimizer", "adam", "--valuations", "cascade"], "--optimizer sgd"), (["--server_momentum", "0.5"], "momentum"),
 ])  # fmt: skip
 def test_bad_values_are_refused(tmp_path, capsys, flags, words):

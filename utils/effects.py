@@ -45,7 +45,7 @@ def _model(c: Any) -> str:
 
 
 def _scores(c: Any) -> bool:
-    return c.stage == 2
+    return getattr(c, "stage", 2) == 2  # rooms share some of these flags, and have no stages
 
 
 def _prunes(c: Any) -> bool:
@@ -266,7 +266,11 @@ EFFECTS: tuple[Effect, ...] = (
         lambda c: c.audit or bool(_methods(c) - {"random", "noprune", None}),
         "only scores and --audit ask for an objective",
     ),
-    Effect(("audit_groups", "audit_fraction", "audit_seed", "cluster"), lambda c: c.audit, "it needs --audit"),
+    Effect(
+        ("audit_groups", "audit_fraction", "audit_seed", "cluster"),
+        lambda c: getattr(c, "audit", True),
+        "it needs --audit",
+    ),
     Effect(
         ("overwrite",),
         lambda c: not hasattr(c, "stage") or c.stage == 1 or _retrains(c),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,3 +61,11 @@ def check_fields(config: Any) -> None:
                 raise unknown_name(f"--{f.name}", str(one), meta["choices"])
             if meta["check"] and not meta["check"][0](one):
                 raise UsageError(f"--{f.name} is {one}: it {meta['check'][1]}.")
+
+
+def check_cluster(value: str | None) -> None:
+    """Raises :class:`UsageError` unless the value of --cluster is None or says where tasks run."""
+    if value and not re.fullmatch(r"t(cp|ls)://[^/:]+:[0-9]{1,5}|local:[1-9][0-9]{0,3}", value):
+        raise UsageError(
+            f"--cluster {value}: give tcp://HOST:PORT, tls://HOST:PORT, or local:K with K processes."
+        )

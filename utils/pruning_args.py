@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from utils.args import Config
 from utils.errors import UsageError
-from utils.flags import FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, Check, flag
+from utils.flags import FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, Check, check_cluster, flag
 from utils.registry import INFLUENCE, NETWORKS
 
 METHODS = (*INFLUENCE, "noprune")
@@ -136,10 +135,7 @@ class PruningConfig(Config):
     def check(self) -> None:
         """Settings that do not go together."""
         super().check()
-        if self.cluster and not re.fullmatch(r"t(cp|ls)://[^/:]+:[0-9]{1,5}|local:[1-9][0-9]{0,3}", self.cluster):
-            raise UsageError(
-                f"--cluster {self.cluster}: give tcp://HOST:PORT, tls://HOST:PORT, or local:K with K processes."
-            )
+        check_cluster(self.cluster)
         check_target(self.target, self.num_workers)
 
 

@@ -99,7 +99,7 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     if exact:
         coalitions = all_coalitions(N)
         with bar(len(coalitions), "coalitions", "coalition", config.quiet) as ticks:
-            found = trained(job, coalitions, tests, folder / "coalitions.jsonl", ticks.update)
+            found = trained(job, coalitions, tests, folder / "coalitions.jsonl", ticks.update, config.cluster)
         seconds = sum(line["seconds"] for line in found.values())
         study.worth = {(): empty, **{members: line["utility"] for members, line in found.items()}}
         truth = shapley(study.worth, N)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from utils.args import SCHEDULES, Config
 from utils.errors import UsageError
-from utils.flags import NOT_NEGATIVE, POSITIVE, flag
+from utils.flags import NOT_NEGATIVE, POSITIVE, check_cluster, flag
 from utils.registry import NETWORKS, PARTITIONS, VALUATIONS
 
 MOST_EXACT = 12  # institutions whose coalitions are all trained
@@ -40,6 +40,10 @@ class ValuationConfig(Config):
         True, "valuation", f"retrain all coalitions ({MOST_EXACT} institutions at most): what methods are measured by",
         changes_results=False,
     )
+    cluster: str | None = flag(
+        None, "valuation", "train coalitions elsewhere: local:K processes here, or a Dask scheduler's tcp:// or tls://",
+        changes_results=False,
+    )
     knn: int = flag(3, "valuation", "ddval: nearest neighbours", check=POSITIVE)
 
     def training(self) -> Config:
@@ -52,5 +56,6 @@ class ValuationConfig(Config):
         super().check()
         if self.num_workers is not None and self.num_workers < 2:
             raise UsageError("--num_workers 1: values need two institutions at least.")
+        check_cluster(self.cluster)
         if self.fraction_fit != 1 or self.server_momentum:
             raise UsageError("--fraction_fit and --server_momentum: here all members take part, and none has momentum.")

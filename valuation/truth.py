@@ -7,8 +7,9 @@ Legend: N institutions, C coalitions, D floats a row.
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ import numpy as np
 from torch import Tensor
 
 from training.build import Job
+from training.cluster import completed
 from training.coalitions import Coalition, Trained, train_coalitions
+from training.retrain import Recipe
+from utils.errors import UsageError
 from utils.progress import Progress
 from utils.records import MetricsLog
-from valuation.institutions import utilities
+from valuation.institutions import institution_tests, utilities
 
 
 def shapley(worth: Mapping[Coalition, float], count: int) -> np.ndarray:
@@ -37,28 +41,58 @@ def shapley(worth: Mapping[Coalition, float], count: int) -> np.ndarray:
 
 
 def trained(
-    job: Job, coalitions: Sequence[Coalition], tests: list[Tensor], path: Path, progress: Progress
+    job: Job, coalitions: Sequence[Coalition], tests: list[Tensor], path: Path, progress: Progress,
+    cluster: str | None = None,
 ) -> dict[Coalition, dict[str, Any]]:
     """What each coalition came to: ``utility``, ``by_test``, ``rounds``, ``seconds``; kept in coalitions.jsonl, which
-    is read where it has them. As many train side by side as keep the engine busy."""
+    is read where it has them. As many train side by side as keep the engine busy. ``cluster``: where they train."""
     log = MetricsLog(path)
     found = {tuple(line["members"]): line for line in (log.read() if path.exists() else [])}
     missing = [members for members in coalitions if members not in found]
     progress(len(coalitions) - len(missing))
-    while missing:
-        piece, rows = [], 0
-        while missing and (not piece or rows + len(missing[0]) <= job.engine.busy_rows):
-            rows += len(missing[0])
-            piece.append(missing.pop(0))
+    pieces = pieces_of(missing, job.engine.busy_rows if cluster is None else 0)
+    for lines in trained_here(job, pieces, tests) if cluster is None else trained_there(job, pieces, cluster):
+        for line in lines:
+            log.append({"round": len(found), **line})
+            found[tuple(line["members"])] = line
+        progress(len(lines))
+    return found
+
+
+def pieces_of(coalitions: Sequence[Coalition], rows: int) -> list[list[Coalition]]:
+    """The coalitions, in order, in pieces of at most so many members together, or of one coalition."""
+    pieces: list[list[Coalition]] = []
+    for members in coalitions:
+        if pieces and sum(map(len, pieces[-1])) + len(members) <= rows:
+            pieces[-1].append(members)
+        else:
+            pieces.append([members])
+    return pieces
+
+
+def trained_here(job: Job, pieces: list[list[Coalition]], tests: list[Tensor]) -> Iterator[list[dict[str, Any]]]:
+    """The records of a piece after the other."""
+    for piece in pieces:
         start = time.perf_counter()
         result = train_coalitions(job, piece)
         seconds = (time.perf_counter() - start) / len(piece)
-        for line in lines_of(job, piece, result, tests):
-            line = {"round": len(found), **line, "seconds": seconds}
-            log.append(line)
-            found[tuple(line["members"])] = line
-        progress(len(piece))
-    return found
+        yield [line | {"seconds": seconds} for line in lines_of(job, piece, result, tests)]
+
+
+def trained_there(job: Job, pieces: list[list[Coalition]], cluster: str) -> Iterator[list[dict[str, Any]]]:
+    """The same, as they end on a Dask cluster."""
+    recipe = Recipe(job.config, job.execution, 0, job.identity["digest"])
+    for _, lines in completed(cluster, _train_elsewhere, [(recipe, piece) for piece in pieces]):
+        yield lines
+
+
+def _train_elsewhere(recipe: Recipe, piece: list[Coalition]) -> list[dict[str, Any]]:
+    """Runs in another process: build the job there, train, send back records."""
+    recipe = dataclasses.replace(recipe, execution=dataclasses.replace(recipe.execution, threads=1))
+    job = recipe.job()
+    if job.identity["digest"] != recipe.run:
+        raise UsageError("a machine of the cluster has other data or files: use the same code and data everywhere.")
+    return next(trained_here(job, [piece], institution_tests(job)))
 
 
 def lines_of(job: Job, coalitions: Sequence[Coalition], result: Trained, tests: list[Tensor]) -> list[dict[str, Any]]:
