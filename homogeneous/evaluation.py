@@ -74,12 +74,12 @@ def printed(result: dict[str, Any]) -> str:
 
 
 def against_random(less: dict[str, Any]) -> str:
-    """The two figures of the paper, which has 50.8 and 74.6 %."""
+    """The two figures of the paper, which has -50.8 and -74.6 %."""
     parts = []
     for key, what in (("hops", "hops"), ("cost", "distance")):
         low, high = less[f"{key}_interval"]
-        parts.append(f"{less[key]:.1%} [{low:.1%}, {high:.1%}] less {what}")
-    return f"than a random policy the agent needs {' and '.join(parts)}"
+        parts.append(f"{what} {-less[key]:+.1%} [{-high:+.1%}, {-low:+.1%}]")
+    return f"the agent against a random policy: {', '.join(parts)}"
 
 
 def reductions(policies: dict[str, dict[str, list]], against: str, seed: int) -> dict[str, dict[str, Any]]:

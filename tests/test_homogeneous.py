@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import main as main_py
 from homogeneous.__main__ import main
-from homogeneous.args import WalkConfig
+from homogeneous.args import WalkConfig, config_class
 from homogeneous.evaluation import record, reduction, verdict
 from homogeneous.policies import ORACLES, POLICIES, run
 from homogeneous.world import Rules, World, distances
@@ -27,7 +27,8 @@ from utils.args import Config, parse
 from utils.errors import UsageError
 from utils.progress import ignored
 
-SMALL = ("--quiet", "--threads", "1", "--max_hops", "8", "--seeds", "2", "--max_train", "400", "--num_workers", "5")
+SMALL = ("--quiet", "--threads", "1", "--max_hops", "8", "--seeds", "2", "--max_train", "400", "--num_workers", "5",
+         "--partitions", "0")  # fmt: skip
 
 
 def world(**settings) -> World:
@@ -290,4 +291,4 @@ def test_the_commands_of_its_page_are_understood():
     for words in commands:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            parse(WalkConfig, words.split(), "")
+            parse(config_class(words.split()), words.split(), "")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -113,13 +114,14 @@ def test_targets_are_divided_by_their_norm(monkeypatch):
     torch.testing.assert_close(torch.cat(wanted), expected / expected.norm())
 
 
+@pytest.mark.slow
 def test_the_agent_of_the_paper_learns_again_what_it_learned(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # it needs no further package
-    flags = [*QUICK, "--results_dir", str(tmp_path), "--policies", "random", "--episodes", "30", "--run_name", "p"]
+    flags = [*QUICK, "--results_dir", str(tmp_path), "--policies", "random", "--episodes", "27", "--run_name", "p"]
     assert main(flags) == 0
     folder = tmp_path / "p" / "homogeneous"
     out = capsys.readouterr().out
-    assert "less hops" in out and "less distance" in out
+    assert re.search(r"the agent against a random policy: hops [-+]\d.*, distance [-+]\d", out)
     record = json.loads((folder / "policies.json").read_text())
     assert set(record["policies"]) == {"random", "agent", "agent_explores"}
     assert record["policies"]["agent"]["counted"] == record["policies"]["agent"]["hops"]
@@ -130,7 +132,7 @@ def test_the_agent_of_the_paper_learns_again_what_it_learned(tmp_path, capsys, m
     assert (folder / "agent.safetensors").read_bytes() == agent
     assert (folder / "episodes.jsonl").read_text() == "".join(lines)
     read = load_agent(folder / "agent.safetensors")
-    assert isinstance(read, PaperAgent) and read.exploration == pytest.approx(math.exp(-0.02 * 30))
+    assert isinstance(read, PaperAgent) and read.exploration == pytest.approx(math.exp(-0.02 * 27))
     walking = paper_world(num_workers=4).walks(1)
     with pytest.raises(UsageError, match="none of 4 nodes"):
         read(walking, [0])
@@ -217,8 +219,9 @@ def test_all_data_at_one_node_cost_nothing():
     assert len(walking.walks.fleet.batches.lengths_N) == 2 and int(walking.walks.fleet.batches.lengths_N[0]) == 300
 
 
+@pytest.mark.slow
 def test_a_whole_run_measures_other_partitions_too(tmp_path, capsys):
-    flags = ["--quiet", "--threads", "1", "--max_hops", "5", "--seeds", "2", "--max_train", "400", "--num_workers", "5",
+    flags = ["--quiet", "--threads", "1", "--max_hops", "4", "--seeds", "2", "--max_train", "300", "--num_workers", "4",
              "--agent", "none", "--results_dir", str(tmp_path), "--run_name", "r", "--partitions", "2"]  # fmt: skip
     assert main([*flags, "--policies", "random", "gradient", "centralized"]) == 0
     record = json.loads((tmp_path / "r/homogeneous/policies.json").read_text())
