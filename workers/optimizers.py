@@ -102,22 +102,22 @@ def state_size(optimizer: Optimizer, layout: RowLayout) -> int:
 def canonical_state(optimizer: Optimizer, layout: RowLayout, state_RS: Tensor) -> Tensor:
     """The state as files hold it: every moment as :meth:`RowLayout.canonical` has it, then the steps."""
     moments, steps_R1 = _parts(optimizer, layout.P, state_RS)
-    if not optimizer.counts and optimizer.moments == 1:
-        return layout.canonical(state_RS)
-    return torch.cat([*(layout.canonical(moment_RP) for moment_RP in moments), steps_R1], 1)
+    parts = [layout.canonical(moment_RP) for moment_RP in moments]
+    return parts[0] if len(parts) == 1 else torch.cat([*parts, steps_R1], 1)
 
 
 def state_from_canonical(optimizer: Optimizer, layout: RowLayout, stored_R: Tensor) -> Tensor:
     """The inverse."""
     moments, steps_R1 = _parts(optimizer, layout.num_parameters, stored_R)
-    if not optimizer.counts and optimizer.moments == 1:
-        return layout.from_canonical(stored_R)
+    parts = [layout.from_canonical(moment_RP) for moment_RP in moments]
     rest = stored_R.new_zeros(len(stored_R), layout.align - 1)
-    return torch.cat([*(layout.from_canonical(moment_RP) for moment_RP in moments), steps_R1, rest], 1)
+    return parts[0] if len(parts) == 1 else torch.cat([*parts, steps_R1, rest], 1)
 
 
 def _parts(optimizer: Optimizer, width: int, state: Tensor) -> tuple[list[Tensor], Tensor]:
     """The moments, and the number of steps [R, 1] or [R, 0]."""
+    if optimizer.moments == 1 and not optimizer.counts:  # SGD, many times a second
+        return [state], state[:, :0]
     end = optimizer.moments * width
     return list(state[:, :end].split(width, 1)), state[:, end : end + optimizer.counts]
 
