@@ -83,7 +83,7 @@ def run(config: WalkConfig, folder: Path) -> dict[str, Any]:
     from utils.records import write_json
 
     names = chosen(config.policies)
-    if "gradient" in names and config.optimizer != "sgd":
+    if "gradient" in names and (config.paper or config.optimizer != "sgd"):
         if config.policies:
             raise UsageError(f"--policies gradient differentiates steps of sgd, and these are {config.optimizer}'s.")
         names.remove("gradient")

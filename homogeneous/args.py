@@ -19,7 +19,9 @@ class WalkConfig(Config):
     """What the walking model, the nodes and their data are, and how the agent learns and is measured."""
 
     protocol: str = flag("chained", "protocols", "a walk is chained training", choices=("chained",))
-    num_workers: int = flag(10, "topology", "nodes", check=POSITIVE)
+    num_workers: int | None = flag(
+        None, "topology", "nodes (default: 10, or all owners with --partition natural)", check=POSITIVE
+    )
     mode: str = flag("all", "topology", "who may follow whom", choices=tuple(TOPOLOGIES))
     model: str = flag("mlp", "model", "network", choices=tuple(NETWORKS))
     partition: str | None = flag("dirichlet", "partition", "the partition by its name", choices=tuple(PARTITIONS))
@@ -55,6 +57,11 @@ class WalkConfig(Config):
 
     paper: bool = flag(False, "walk", "the world and the agent of the paper, as published (homogeneous/paper.py)")
 
+    def __post_init__(self) -> None:
+        if self.num_workers is None and self.partition != "natural":
+            object.__setattr__(self, "num_workers", 10)
+        super().__post_init__()
+
     def training(self) -> Config:
         """The chained run of ``max_hops`` hops that a walk is."""
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(Config)}
@@ -65,6 +72,17 @@ class WalkConfig(Config):
         super().check()
         if self.paper != isinstance(self, PaperConfig):
             raise UsageError("--paper goes with a record of a run with --paper, and with no other.")
+        if self.paper:
+            corrupted = [name for name in ("flip_labels", "worker_flips", "bad_data") if getattr(self, name)]
+            if corrupted or self.partition != "iid":
+                raise UsageError(
+                    f"--{(corrupted or ['partition'])[0]}: the nodes and data of --paper are the paper's: leave it out."
+                )
+            if "gradient" in self.policies:
+                raise UsageError(
+                    "--policies gradient differentiates walks that hand their momentum on (with --optimizer sgd), "
+                    "and nodes of --paper keep theirs: leave one out."
+                )
         if self.paper and self.partitions:
             raise UsageError("--partitions: the paper has one (leave out --paper, or --partitions).")
         if self.num_workers is not None and self.num_workers < 2:

@@ -69,7 +69,8 @@ def printed(result: dict[str, Any]) -> str:
     if result["agent_reduction"]:
         lines.append(verdict(result["agent_reduction"]))
         if "random" in result["agent_reduction"]:
-            lines.append(against_random(result["agent_reduction"]["random"]))
+            arrived = float(np.mean(result["policies"]["agent"]["reached"]))
+            lines.append(f"{against_random(result['agent_reduction']['random'])} ({arrived:.0%} of its walks arrive)")
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
 """The paper's world, as the code that its authors published has it (``--paper``; Sun and Ochiai, IEEE Access 2022,
 arXiv 2110.05290), to be measured against; what we think right is the default.
 
-- A node holds 400 samples of its main class and the first 100 of all others (fewer of both, 4 : 1, where the data have
-  fewer), which nodes share. Pixels are in [0, 1].
+- A node holds 400 samples of its main class and the first 100 of all others (from the 11th node on the next 100; fewer
+  of both, 4 : 1, where the data have fewer), which nodes share. Pixels are in [0, 1].
 - A network of 33,580 parameters, Adam, an epoch a visit; a node keeps its own Adam moments through a walk.
 - The goal is looked at on TEST samples: a leak, which is theirs.
 - A walk begins with a visit of node 0, and ends at the goal or after 36 visits.

@@ -139,7 +139,8 @@ def test_the_agent_of_the_paper_learns_again_what_it_learned(tmp_path, capsys, m
 
 
 @pytest.mark.parametrize("flags,words", [
-    (["--paper", "--policies", "gradient"], "sgd"), (["--paper", "--partitions", "2"], "--partitions"),
+    (["--paper", "--policies", "gradient"], "momentum"), (["--paper", "--partitions", "2"], "--partitions"),
+    (["--paper", "--worker_flips", *["0.1"] * 10], "--worker_flips"), (["--paper", "--partition", "shards"], "paper's"),
     (["--paper", "--num_workers", "500"], "samples of each class"),
     (["--optimizer", "adam", "--policies", "gradient"], "sgd"),
 ])  # fmt: skip

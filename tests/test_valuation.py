@@ -21,7 +21,7 @@ from utils.scores import read_scores
 from valuation.__main__ import grand_study, main, methods_of
 from valuation.args import ValuationConfig
 from valuation.comparison import judged, over_seeds, table
-from valuation.institutions import empty_utility, institution_tests, utilities
+from valuation.institutions import empty_utility, institution_tests, utilities, worth_metric
 from valuation.methods import HEAD_DECAY, fitted_head, knn_game, reconstruction
 from valuation.truth import shapley, trained
 
@@ -180,6 +180,29 @@ def test_several_seeds_have_intervals(tmp_path, capsys):
     assert "over 2 seeds" in capsys.readouterr().out
 
 
+def test_what_is_there_is_kept(tmp_path, capsys):
+    flags = [*SMALL, "--results_dir", str(tmp_path), "--run_name", "v", "--max_train", "120", "--epochs", "2"]
+    path = tmp_path / "v" / "valuation" / "valuation.json"
+    assert main([*flags, "--valuations", "equal", "ddval"]) == 0
+    first = json.loads(path.read_text())
+    assert "needs the coalitions" in refused(capsys, main([*flags, "--no-truth", "--overwrite", "--valuations",
+                                                           "leave_one_out"]))  # fmt: skip
+    assert json.loads(path.read_text()) == first  # a refusal replaces nothing
+    assert main([*flags, "--resume", "--no-truth", "--valuations", "size"]) == 0
+    second = json.loads(path.read_text())
+    assert second["truth"] == first["truth"] and set(second["methods"]) == {"equal", "ddval", "size"}
+    assert second["methods"]["ddval"] == first["methods"]["ddval"]
+    assert "--overwrite" in refused(capsys, main([*flags, "--seeds", "2"]))
+    assert main([*flags, "--overwrite", "--no-truth", "--valuations", "equal"]) == 0
+    assert set(json.loads(path.read_text())["methods"]) == {"equal"} and not (path.parent / "coalitions.jsonl").exists()
+
+
+def test_of_errors_less_is_worth_more(tmp_path):
+    """A regression is valued by its skill: without a model that is 0, and who makes the model worse is worth less."""
+    study = study_of(dataset_name="air", model="lstm_mean", partition="iid", max_train=400, lr=0.01, epochs=2)
+    assert worth_metric(study.job) == "skill" and study.empty == 0 and -5 < study.total < 1
+
+
 @pytest.mark.parametrize("flags,words", [
     (["--valuations", "ddvall"], "ddvall"), (["--num_workers", "1"], "two institutions"),
     (["--protocol", "gossip"], "fedavg"),
@@ -187,6 +210,7 @@ def test_several_seeds_have_intervals(tmp_path, capsys):
     (["--worker_flips", "0.1"], "--worker_flips"), (["--cluster", "here"], "local:K"),
     (["--partition", "sizes"], "--sizes"),
     (["--optimizer", "adam", "--valuations", "cascade"], "--optimizer sgd"), (["--server_momentum", "0.5"], "momentum"),
+    (["--init", "per_worker"], "--init"), (["--lr", "9e14"], "smaller --lr"), (["--finetune", "2"], "--finetune"),
 ])  # fmt: skip
 def test_bad_values_are_refused(tmp_path, capsys, flags, words):
     assert words in refused(capsys, main([*SMALL, "--results_dir", str(tmp_path), *flags]))
@@ -195,6 +219,6 @@ def test_bad_values_are_refused(tmp_path, capsys, flags, words):
 def test_what_cannot_be_done_is_left_out():
     assert "leave_one_out" not in methods_of(study_of())
     assert not {"cascade", "if"} & set(methods_of(study_of(optimizer="adam", lr=0.01)))
-    many = study_of(num_workers=13, min_shard=2)
+    many = study_of(num_workers=13, min_shard=2, epochs=1)
     assert not {"heads", "reconstruction", "knn_game"} & set(methods_of(many))
     assert training.coalitions.all_coalitions(2) == [(0,), (1,), (0, 1)]

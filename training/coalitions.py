@@ -25,6 +25,7 @@ from training.build import Job
 from training.execution import optimizer_of
 from training.protocols import RoundPlan, local_epoch_steps, train_round
 from utils.early_stopping import EarlyStopping
+from utils.errors import UsageError
 from utils.progress import Progress, ignored
 from utils.random import derive_seed
 from workers.worker_vision import Fleet
@@ -60,6 +61,7 @@ def train_coalitions(
     """Train them: ``--epochs`` at most, until ``--patience`` rounds have brought no better validation loss.
 
     ``watch``: sees the last coalition's model before every round, [D], and its members' after their steps, [N, D].
+    Raises :class:`UsageError` where one diverges from the start.
     """
     config, C = job.config, len(coalitions)
     member_R = [k for members in coalitions for k in members]
@@ -77,10 +79,11 @@ def train_coalitions(
     )
     steps_R = local_epoch_steps(job)[member_R]
     rounds = max(1, math.ceil(config.epochs / config.local_epochs))
+    last = min(rounds, config.max_rounds or rounds)
     stops = [EarlyStopping(config.patience, config.min_delta) for _ in coalitions]
     best_CD, best_round = fleet.rows_RD[first[:-1]].clone(), [0] * C
     going, mixing = list(range(C)), averages(coalitions, first)
-    for r in range(rounds):
+    for r in range(last):
         active_R = torch.zeros(len(member_R), dtype=torch.int64)
         for c in going:
             active_R[first[c] : first[c + 1]] = 1
@@ -106,6 +109,12 @@ def train_coalitions(
         going = [c for c in going if c not in stopped]
         if not going:
             break
+    if 0 in best_round:
+        members = coalitions[best_round.index(0)]
+        raise UsageError(
+            f"the coalition of {', '.join(map(str, members))} has no finite validation loss after any round: take a "
+            "smaller --lr."
+        )
     return Trained(best_CD, best_round)
 
 

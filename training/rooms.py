@@ -14,11 +14,9 @@ from utils.records import read_record, write_json
 
 def claim_room(config: Config, folder: Path) -> None:
     """Raises :class:`UsageError` where the folder holds results of other settings, or any and neither --resume nor
-    --overwrite is given; what --overwrite replaces is gone when it returns."""
+    --overwrite is given."""
     path = folder / "config.json"
-    if path.exists() and config.overwrite:
-        shutil.rmtree(folder)
-    if not path.exists():
+    if not path.exists() or config.overwrite:
         return
     then = read_record(path, "config")["config"]
     if other := sorted(f"--{k}" for k, v in config.changing_results().items() if then.get(k) != v):
@@ -28,7 +26,10 @@ def claim_room(config: Config, folder: Path) -> None:
 
 
 def bind_room(config: Config, identity: dict[str, Any], folder: Path) -> None:
-    """Write config.json, or raise :class:`UsageError` where the one that is there is of other data."""
+    """Write config.json, or raise :class:`UsageError` where the one that is there is of other data. What --overwrite
+    replaces goes now: after all that could be refused was."""
+    if config.overwrite and (folder / "config.json").exists():
+        shutil.rmtree(folder)
     if (folder / "config.json").exists():
         check_identity(folder, identity)
         return

@@ -21,10 +21,13 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from training.build import Job
     from valuation.args import ValuationConfig
     from valuation.methods import Study
@@ -64,31 +67,52 @@ def run(config: ValuationConfig, folder: Path) -> dict[str, Any]:
 
     if config.seeds == 1:
         return value(config, folder)
+    claim_seeds(config, folder)
     records = []
     for seed in range(config.seed, config.seed + config.seeds):
         records.append(value(dataclasses.replace(config, seed=seed, seeds=1), folder / f"seed-{seed}"))
     summary = over_seeds(records)
-    write_json(folder / "summary.json", {"seeds": config.seeds, "methods": summary})
-    print(f"\n{table_over_seeds(summary, config.seeds)}")
+    seeds = list(range(config.seed, config.seed + config.seeds))
+    write_json(folder / "summary.json", {"seeds": seeds, "methods": summary})
+    if summary:
+        print(f"\n{table_over_seeds(summary, config.seeds)}")
     return summary
+
+
+def claim_seeds(config: ValuationConfig, folder: Path) -> None:
+    """Raises :class:`UsageError` where the folder holds results and no flag says what is to become of them."""
+    import shutil
+
+    from utils.errors import UsageError
+
+    if folder.exists() and any(folder.glob("**/config.json")):
+        if config.overwrite:
+            shutil.rmtree(folder)
+        elif not config.resume:
+            raise UsageError(f"{folder} exists: --resume goes on with it, --overwrite replaces it.")
 
 
 def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     """One seed; returns what valuation.json holds."""
+    import numpy as np
+
     from training.coalitions import all_coalitions
     from training.rooms import bind_room, claim_room
     from utils.progress import bar
-    from utils.records import write_json
+    from utils.records import read_record, write_json
     from valuation.args import MOST_EXACT
     from valuation.comparison import judged, table
-    from valuation.institutions import empty_utility, institution_tests
+    from valuation.institutions import empty_utility, institution_tests, worth_metric
     from valuation.truth import shapley, trained
 
     claim_room(config, folder)
     job = built(config)
-    bind_room(config, job.identity, folder)
     N, tests, empty = len(job.shards), institution_tests(job), empty_utility(job)
-    exact = config.truth
+    for name in config.valuations:
+        check_method(name, job)
+    bind_room(config, job.identity, folder)
+    then = read_record(folder / "valuation.json", "methods") if (folder / "valuation.json").exists() else {}
+    exact = config.truth or (folder / "coalitions.jsonl").exists()
     if exact and N > MOST_EXACT:
         warnings.warn(
             f"{N} institutions have {2**N - 1:,} coalitions: no truth beside the values (at most {MOST_EXACT} do)",
@@ -102,12 +126,13 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
             found = trained(job, coalitions, tests, folder / "coalitions.jsonl", ticks.update, config.cluster)
         seconds = sum(line["seconds"] for line in found.values())
         study.worth = {(): empty, **{members: line["utility"] for members, line in found.items()}}
+        study.total = study.worth[tuple(range(N))] - empty
         truth = shapley(study.worth, N)
     names = job.owners and [job.dataset.owners.names[g] for g in job.owners]
     record = {
         "institutions": names or [f"{k}" for k in range(N)],
         "sizes": [len(shard) for shard in job.shards],
-        "metric": job.dataset.task.metric.name,
+        "metric": worth_metric(job),
         "utility": study.empty + study.total,
         "empty": empty,
         "rounds": study.grand.rounds[0],
@@ -115,8 +140,8 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
         "truth_seconds": seconds,
         "methods": {},
     }
-    for name in config.valuations or methods_of(study):
-        values_N, took = timed(name, study)
+    earlier = {name: (np.array(found["values"]), found["seconds"]) for name, found in then.get("methods", {}).items()}
+    for name, (values_N, took) in (earlier | valued(config.valuations or methods_of(study), study)).items():
         figures = {} if truth is None else judged(values_N, truth)
         record["methods"][name] = {"values": values_N.tolist(), **figures, "seconds": took}
     write_json(folder / "valuation.json", record)
@@ -158,15 +183,39 @@ def grand_study(config: ValuationConfig, job: Job, tests: list, empty: float) ->
     return Study(job, tests, grand, empty, utility - empty, config.knn, updates)
 
 
+def check_method(name: str, job: Job) -> None:
+    """Raises :class:`UsageError` where the method cannot value these data: before anything is trained."""
+    from utils.errors import UsageError
+    from valuation.args import MOST_EXACT
+
+    if name in ("knn_game", "heads") and not job.dataset.task.one_class:
+        raise UsageError(f"--valuations {name} needs samples of one class each; ddval takes others too.")
+    if name in ("knn_game", "heads", "reconstruction") and len(job.shards) > MOST_EXACT:
+        raise UsageError(f"--valuations {name} goes through all coalitions: at most {MOST_EXACT} institutions.")
+
+
+def valued(names: Sequence[str], study: Study) -> dict[str, tuple[np.ndarray, float]]:
+    """The values of each method and its seconds; of one that cannot value these data a warning."""
+    from utils.errors import UsageError
+
+    found = {}
+    for name in names:
+        try:
+            found[name] = timed(name, study)
+        except UsageError as error:
+            warnings.warn(f"{name} gives no values: {error}", stacklevel=2)
+    return found
+
+
 def methods_of(study: Study) -> list[str]:
     """The methods that this study allows."""
     from utils.registry import VALUATIONS
-    from valuation.args import MOST_EXACT
+    from valuation.args import MOST_EXACT, OF_SGD
 
     needs_few = {"reconstruction", "knn_game", "heads"} if study.count > MOST_EXACT else set()
     needs_truth = {"leave_one_out"} if study.worth is None else set()
     needs_classes = set() if study.job.dataset.task.one_class else {"knn_game", "heads"}
-    of_sgd = {"cascade", "delete", "if"} if study.job.config.optimizer != "sgd" else set()
+    of_sgd = set(OF_SGD) if study.job.config.optimizer != "sgd" else set()
     return [name for name in VALUATIONS if name not in needs_few | needs_truth | needs_classes | of_sgd]
 
 

@@ -11,6 +11,9 @@ from utils.flags import NOT_NEGATIVE, POSITIVE, check_cluster, flag
 from utils.registry import NETWORKS, PARTITIONS, VALUATIONS
 
 MOST_EXACT = 12  # institutions whose coalitions are all trained
+OF_SGD = ("cascade", "delete", "if")  # methods that differentiate steps of SGD
+# Flags of main.py that coalitions do not know, and what they must be.
+PLAIN = {"init": "common", "drop_samples": None, "finetune": 0, "tensorboard": False, "on_bad_worker": "stop"}
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,9 @@ class ValuationConfig(Config):
     server_weights: str = flag(
         "equal", "protocols", "institutions are averaged alike, whatever their size", choices=("equal",)
     )
-    num_workers: int = flag(4, "topology", "institutions", check=POSITIVE)
+    num_workers: int | None = flag(
+        None, "topology", "institutions (default: 4, or all owners with --partition natural)", check=POSITIVE
+    )
     model: str = flag("mlp", "model", "network", choices=tuple(NETWORKS))
     partition: str | None = flag("dirichlet", "partition", "the partition by its name", choices=tuple(PARTITIONS))
     alpha: float = flag(0.5, "partition", "--partition dirichlet: the smaller, the more institutions differ",
@@ -46,6 +51,11 @@ class ValuationConfig(Config):
     )
     knn: int = flag(3, "valuation", "ddval: nearest neighbours", check=POSITIVE)
 
+    def __post_init__(self) -> None:
+        if self.num_workers is None and self.partition != "natural":
+            object.__setattr__(self, "num_workers", 4)
+        super().__post_init__()
+
     def training(self) -> Config:
         """The federated run of all institutions."""
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(Config)}
@@ -57,5 +67,13 @@ class ValuationConfig(Config):
         if self.num_workers is not None and self.num_workers < 2:
             raise UsageError("--num_workers 1: values need two institutions at least.")
         check_cluster(self.cluster)
+        for name, plain in PLAIN.items():
+            if getattr(self, name) != plain:
+                raise UsageError(f"--{name} is not for coalitions: leave it out.")
+        if "leave_one_out" in self.valuations and not self.truth:
+            raise UsageError("leave_one_out needs the coalitions: leave out --no-truth.")
+        of_sgd = [name for name in self.valuations if name in OF_SGD]
+        if of_sgd and self.optimizer != "sgd":
+            raise UsageError(f"--valuations {of_sgd[0]} needs --optimizer sgd, whose steps it differentiates.")
         if self.fraction_fit != 1 or self.server_momentum:
             raise UsageError("--fraction_fit and --server_momentum: here all members take part, and none has momentum.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from training.build import Job
+from training.deal import load
 from utils.errors import UsageError
 from utils.random import hash64
 from workers.evaluation import evaluate_rows
@@ -19,13 +20,15 @@ EMPTY = {"auroc": 0.5}  # of metrics that know what no model is worth
 
 def institution_tests(job: Job) -> list[Tensor]:
     """Ids of each institution's test samples: its own where the data say whose they are (``--partition natural``), and
-    else a part of all, of every class (or stratum) in proportion to what the institution has of it in training.
-    Disjoint and complete; a function of the seed. Raises :class:`UsageError` where one gets none."""
+    else a part of all, of every class (or stratum) in proportion to what the institution has of it in training, before
+    any label is flipped. Disjoint and complete; a function of the seed. Raises :class:`UsageError` where one gets none.
+    """
     data, N = job.dataset, len(job.shards)
     if job.owners is not None and data.owners.test_owner_m is not None:
         tests = [(data.owners.test_owner_m == g).nonzero()[:, 0] for g in job.owners]
     else:
-        strata_n, strata_m = data.task.strata(data.targets_n), data.task.strata(data.test_targets_m)
+        clean_n = load(job.config).targets_n if job.corruption else data.targets_n
+        strata_n, strata_m = data.task.strata(clean_n), data.task.strata(data.test_targets_m)
         rank_m = hash64("institution tests", job.config.seed, torch.arange(len(strata_m)))
         parts: list[list[Tensor]] = [[] for _ in range(N)]
         for stratum in strata_m.unique():
@@ -39,14 +42,15 @@ def institution_tests(job: Job) -> list[Tensor]:
         tests = [torch.cat(part).sort().values for part in parts]
     empty = [k for k, ids in enumerate(tests) if len(ids) == 0]
     if empty:
-        raise UsageError(f"institution {empty[0]} has no test samples: take fewer institutions or more test data.")
+        name = data.owners.names[job.owners[empty[0]]] if job.owners is not None else empty[0]
+        raise UsageError(f"institution {name} has no test samples: take fewer institutions or more test data.")
     return tests
 
 
 def utilities(job: Job, rows_CD: Tensor, tests: list[Tensor]) -> Tensor:
-    """The metric of each model on each institution's test set [C, N], float64. Raises :class:`UsageError` where it is
-    not defined, as AUROC is not without both a case and a control."""
-    name = job.dataset.task.metric.name
+    """What each model is worth on each institution's test set [C, N], float64, by :func:`worth_metric`. Raises
+    :class:`UsageError` where that is not defined, as AUROC is not without both a case and a control."""
+    name = worth_metric(job)
     found_CN = torch.stack(
         [evaluate_rows(job.engine, rows_CD, job.test_samples, ids_m)[name].double().cpu() for ids_m in tests], 1
     )
@@ -59,9 +63,14 @@ def utilities(job: Job, rows_CD: Tensor, tests: list[Tensor]) -> Tensor:
     return found_CN
 
 
+def worth_metric(job: Job) -> str:
+    """The first of the task's metrics of which more is better: accuracy, AUROC, or the skill of a regression."""
+    return next(metric.name for metric in job.dataset.task.metrics if metric.higher_is_better)
+
+
 def empty_utility(job: Job) -> float:
-    """What no model is worth: 0.5 for AUROC, chance for accuracy, 0 for other metrics."""
-    task = job.dataset.task
-    if task.metric.name == "accuracy":
-        return 1 / task.num_outputs
-    return next((value for part, value in EMPTY.items() if part in task.metric.name), 0.0)
+    """What no model is worth: 0.5 for AUROC, chance for accuracy, 0 for other metrics (skill)."""
+    name = worth_metric(job)
+    if name == "accuracy":
+        return 1 / job.dataset.task.num_outputs
+    return next((value for part, value in EMPTY.items() if part in name), 0.0)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.multilabel import Multilabel
 from data.regression import Regression
 from networks import features
 from training.build import Job
@@ -24,9 +25,10 @@ from training.coalitions import Coalition, Trained, all_coalitions
 from training.trajectory import RecordedRun
 from utils.errors import UsageError
 from utils.influence import Options, score
+from utils.random import derive_seed
 from valuation.args import MOST_EXACT
 from valuation.institutions import utilities
-from valuation.knn_shapley import by_owner, knn_shapley, knn_shapley_regression, rescaled
+from valuation.knn_shapley import balanced_tests, by_owner, knn_shapley, knn_shapley_regression, rescaled
 from valuation.truth import shapley
 
 HEAD_STEPS, HEAD_DECAY = 200, 1e-3
@@ -65,7 +67,7 @@ class Study:
     def features(self) -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor]]]:
         """The grand model's features and targets of the training samples, and of each institution's test samples."""
         job, task = self.job, self.job.dataset.task
-        model = copy.deepcopy(job.model).to(job.samples.dtype).eval()
+        model = copy.deepcopy(job.model).to(job.samples.dtype).to(self.grand.rows_CD.device).eval()
         job.engine.layout.attach(model, self.grand.rows_CD[0])
         targets_n, targets_m = job.dataset.targets_n, job.dataset.test_targets_m
         if isinstance(task, Regression):
@@ -94,11 +96,29 @@ class Updates:
 
 def ddval(study: Study) -> np.ndarray:
     """k-nearest-neighbour Shapley values on the grand model's features (Pandl et al., arXiv 2305.01657), mean over the
-    institutions' test sets."""
-    values = knn_shapley_regression if isinstance(study.job.dataset.task, Regression) else knn_shapley
+    institutions' test sets; of findings, mean over those of which a test set knows both sides, as many of each."""
+    task = study.job.dataset.task
     (train_nF, train_targets), tests = study.features
+    if isinstance(task, Multilabel):
+        return study.of_samples("ddval", of_findings(train_nF, train_targets, tests, study))
+    values = knn_shapley_regression if isinstance(task, Regression) else knn_shapley
     found = [values(train_nF, train_targets, test_mF, test_targets, study.k) for test_mF, test_targets in tests]
     return study.of_samples("ddval", torch.stack(found).mean(0))
+
+
+def of_findings(train_nF: Tensor, train_nL: Tensor, tests: list[tuple[Tensor, Tensor]], study: Study) -> Tensor:
+    """Values [n]: mean over the findings, and the test sets, that have positive and negative test samples."""
+    found = []
+    for k, (test_mF, test_mL) in enumerate(tests):
+        there = [f for f, column_m in enumerate(test_mL.T) if (column_m == 0).any() and (column_m == 1).any()]
+        if not there:
+            continue
+        seed = derive_seed(study.job.config.seed, "balanced tests", k) % 2**31
+        counted_mL = balanced_tests(test_mL[:, there], seed=seed)
+        found.append(knn_shapley(train_nF, train_nL[:, there], test_mF, test_mL[:, there], study.k, counted=counted_mL))
+    if not found:
+        raise UsageError("ddval: no institution's test set has both sides of a finding.")
+    return torch.stack(found).mean(0)
 
 
 def knn_game(study: Study) -> np.ndarray:
@@ -176,7 +196,7 @@ def scaled(values_N: np.ndarray, total: float) -> np.ndarray:
 @torch.no_grad()
 def features_of(model: torch.nn.Module, samples: object, ids_n: Tensor) -> Tensor:
     """What enters the model's last layer [n, F]."""
-    return torch.cat([features(model, samples.plain(piece)[0]) for piece in ids_n.split(PIECE)])
+    return torch.cat([features(model, samples.plain(piece)[0]).cpu() for piece in ids_n.split(PIECE)])
 
 
 def influence(study: Study, method: str) -> np.ndarray:

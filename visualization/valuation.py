@@ -24,7 +24,10 @@ def plot_valuation(folder: PathLike) -> list[Path]:
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     with style():
-        return [save(draw_values(record), plots / "values.png"), save(draw_costs(record), plots / "costs.png")]
+        written = [save(draw_values(record), plots / "values.png")]
+        if record["truth"] is not None:
+            written.append(save(draw_costs(record), plots / "costs.png"))
+    return written
 
 
 def draw_values(record: dict[str, Any]) -> Figure:
