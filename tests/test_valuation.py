@@ -192,6 +192,9 @@ def test_what_is_there_is_kept(tmp_path, capsys):
     second = json.loads(path.read_text())
     assert second["truth"] == first["truth"] and set(second["methods"]) == {"equal", "ddval", "size"}
     assert second["methods"]["ddval"] == first["methods"]["ddval"]
+    assert main([*flags, "--resume", "--valuations", "cascade"]) == 0
+    kept = read_scores(path.parent / "values.zarr", ["ddval", "cascade"])
+    assert sum(kept["ddval"]) == pytest.approx(first["utility"] - first["empty"])
     assert "--overwrite" in refused(capsys, main([*flags, "--seeds", "2"]))
     assert main([*flags, "--overwrite", "--no-truth", "--valuations", "equal"]) == 0
     assert set(json.loads(path.read_text())["methods"]) == {"equal"} and not (path.parent / "coalitions.jsonl").exists()

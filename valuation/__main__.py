@@ -106,13 +106,13 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     from valuation.truth import shapley, trained
 
     claim_room(config, folder)
-    job = built(config)
+    exact = config.truth or (folder / "coalitions.jsonl").exists() and not config.overwrite
+    job = built(config, exact)
     N, tests, empty = len(job.shards), institution_tests(job), empty_utility(job)
     for name in config.valuations:
         check_method(name, job)
     bind_room(config, job.identity, folder)
     then = read_record(folder / "valuation.json", "methods") if (folder / "valuation.json").exists() else {}
-    exact = config.truth or (folder / "coalitions.jsonl").exists()
     if exact and N > MOST_EXACT:
         warnings.warn(
             f"{N} institutions have {2**N - 1:,} coalitions: no truth beside the values (at most {MOST_EXACT} do)",
@@ -145,7 +145,7 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
         figures = {} if truth is None else judged(values_N, truth)
         record["methods"][name] = {"values": values_N.tolist(), **figures, "seconds": took}
     write_json(folder / "valuation.json", record)
-    keep_samples(study, folder / "values.zarr")
+    keep_samples(study, folder / "values.zarr", list(earlier))
     print(table(record))
     print(f"{record['metric']} {record['utility']:.4f} after {record['rounds']} rounds; none: {empty:.4f}; {folder}")
     if config.plots:
@@ -153,8 +153,9 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     return record
 
 
-def built(config: ValuationConfig) -> Job:
-    """The federated run of all institutions, by the engine that suits as many rows as all coalitions have members."""
+def built(config: ValuationConfig, exact: bool = True) -> Job:
+    """The federated run of all institutions, by the engine that suits its rows, or, where all coalitions train
+    (``exact``), as many rows as they have members."""
     from training.build import build
     from training.execution import autocast_of
     from valuation.args import MOST_EXACT
@@ -162,7 +163,7 @@ def built(config: ValuationConfig) -> Job:
 
     job = build(config.training())
     N = len(job.shards)
-    if config.engine != "auto" or not config.truth or N > MOST_EXACT:
+    if config.engine != "auto" or not exact or N > MOST_EXACT:
         return job
     rows, device = N * 2 ** (N - 1), job.initial_ND.device.type
     name = rule(job.model, rows, device, autocast_of(config), config.batch_size)
@@ -228,13 +229,17 @@ def timed(name: str, study: Study) -> tuple[Any, float]:
     return values_N, time.perf_counter() - start
 
 
-def keep_samples(study: Study, path: Path) -> None:
-    """A value for each training sample and method that values samples, as zarr."""
-    from utils.scores import write_scores
+def keep_samples(study: Study, path: Path, earlier: list[str]) -> None:
+    """A value for each training sample and method that values samples, as zarr; those of ``earlier`` stay."""
+    from utils.scores import read_scores, write_scores
+    from valuation.args import OF_SAMPLES
 
     if not study.samples:
         return
-    arrays = {name: values_n.numpy() for name, values_n in study.samples.items()}
+    known = [name for name in OF_SAMPLES if name in earlier] if path.exists() else []
+    kept = read_scores(path, known) if known else {}
+    arrays = {name: kept[name] for name in known}
+    arrays |= {name: values_n.numpy() for name, values_n in study.samples.items()}
     owners = {"sample_id": study.job.train_ids.numpy(), "worker": study.owner_n.numpy()}
     settings = {"run": study.job.identity["digest"], "total": study.total, "methods": list(arrays)}
     write_scores(path, {**arrays, **owners}, settings, list(arrays))

@@ -12,6 +12,7 @@ from utils.registry import NETWORKS, PARTITIONS, VALUATIONS
 
 MOST_EXACT = 12  # institutions whose coalitions are all trained
 OF_SGD = ("cascade", "delete", "if")  # methods that differentiate steps of SGD
+OF_SAMPLES = ("ddval", *OF_SGD)  # methods that value samples
 # Flags of main.py that coalitions do not know, and what they must be.
 PLAIN = {"init": "common", "drop_samples": None, "finetune": 0, "tensorboard": False, "on_bad_worker": "stop"}
 
