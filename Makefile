@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: demo example-air example-defects example-speech homogeneous test test-all test-federated lint federated clean
+.PHONY: demo example-air example-defects example-speech homogeneous test test-all test-federated test-slurm lint federated clean
 
 $(VENV)/core: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,7 +43,14 @@ test: $(VENV)/dev  ## the fast tests, one process a core
 	$(RUN) -m pytest -n auto --dist worksteal
 
 test-all: $(VENV)/dev $(VENV)/homogeneous  ## the slow tests too, and those of rooms with packages of their own
-	$(RUN) -m pytest -n auto --dist worksteal -m "not deployment"
+	$(RUN) -m pytest -n auto --dist worksteal -m "not deployment and not slurm"
+
+$(VENV)/slurm: $(VENV)/core requirements-slurm.txt
+	$(VENV)/bin/pip install --quiet -r requirements-slurm.txt -c constraints.txt
+	@touch $@
+
+test-slurm: $(VENV)/dev $(VENV)/slurm  ## coalitions as jobs of a SLURM of one node (Debian: slurmctld slurmd slurm-client munge)
+	$(RUN) -m pytest tests/test_slurm.py -m slurm -rs
 
 test-federated: $(VENV)/dev $(VENV)-federated/done  ## the Flower deployment on loopback, about five minutes
 	$(RUN) -m pytest tests/test_federated.py -m deployment

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UsageError
 
 if TYPE_CHECKING:
     from dask.distributed import Client
+    from dask_jobqueue import SLURMCluster
 
 RETRIES = 3  # of a task whose worker died under it
 SECONDS_FOR_WORKERS = 30
@@ -54,8 +58,9 @@ def completed(cluster: str, function: Callable, tasks: list[tuple]) -> Iterator[
 
 @contextlib.contextmanager
 def connected(cluster: str) -> Iterator[Client]:
-    """``local:K`` starts K single-threaded processes here, which only this machine can reach;
-    ``tcp://host:port`` and ``tls://host:port`` use a scheduler that is there."""
+    """``local:K`` starts K single-threaded processes here, which only this machine can reach; ``slurm:K`` keeps K jobs
+    in SLURM's queue (``slurm:K?FILE``: with the options of a YAML file); ``tcp://host:port`` and ``tls://host:port``
+    use a scheduler that is there."""
     from dask.distributed import Client, LocalCluster
 
     for name in logging.root.manager.loggerDict:
@@ -72,6 +77,10 @@ def connected(cluster: str) -> Iterator[Client]:
             ) as local,
             Client(local) as client,
         ):
+            yield client
+        return
+    if cluster.startswith("slurm:"):
+        with slurm_cluster(cluster) as jobs, Client(jobs) as client:
             yield client
         return
     try:
@@ -98,3 +107,34 @@ def local_processes(cluster: str) -> int:
     if not count.isdecimal() or int(count) < 1:
         raise UsageError(f"--cluster {cluster}: give local:K with K processes, as in local:2.")
     return int(count)
+
+
+def slurm_cluster(cluster: str) -> SLURMCluster:
+    """K jobs of one thread each; one that ends or is killed is queued again. Options of the YAML file are those of
+    dask-jobqueue's ``SLURMCluster``: queue, account, walltime, memory, job_extra_directives, job_script_prologue."""
+    import yaml
+
+    from utils.files import read_bytes
+
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError as error:
+        raise UsageError("--cluster slurm:K needs dask-jobqueue: pip install -r requirements-slurm.txt.") from error
+    count, _, file = cluster.removeprefix("slurm:").partition("?")
+    options = {}
+    if file:
+        try:
+            options = yaml.safe_load(read_bytes(file, "--cluster_options")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"--cluster_options {file} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        raise UsageError(f"--cluster_options {file}: give lines of NAME: VALUE, such as 'queue: gpu'.")
+    project = Path(__file__).resolve().parent.parent
+    prologue = [f"cd {shlex.quote(str(project))}", "export OMP_NUM_THREADS=1", *options.pop("job_script_prologue", [])]
+    settings = {"cores": 1, "processes": 1, "memory": "2GB", "walltime": "24:00:00", "python": sys.executable} | options
+    try:
+        jobs = SLURMCluster(**settings, job_script_prologue=prologue)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--cluster_options {file}: {error}") from error
+    jobs.adapt(minimum_jobs=int(count), maximum_jobs=int(count))
+    return jobs

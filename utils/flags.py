@@ -65,7 +65,19 @@ def check_fields(config: Any) -> None:
 
 def check_cluster(value: str | None) -> None:
     """Raises :class:`UsageError` unless the value of --cluster is None or says where tasks run."""
-    if value and not re.fullmatch(r"t(cp|ls)://[^/:]+:[0-9]{1,5}|local:[1-9][0-9]{0,3}", value):
+    if value and not re.fullmatch(r"t(cp|ls)://[^/:]+:[0-9]{1,5}|(local|slurm):[1-9][0-9]{0,3}", value):
         raise UsageError(
-            f"--cluster {value}: give tcp://HOST:PORT, tls://HOST:PORT, or local:K with K processes."
+            f"--cluster {value}: give tcp://HOST:PORT, tls://HOST:PORT, local:K with K processes, or slurm:K with K "
+            "jobs."
         )
+
+
+def where(cluster: str | None, options: str | None) -> str | None:
+    """--cluster and --cluster_options as one word, for :mod:`training.cluster`. Raises :class:`UsageError` of options
+    without SLURM."""
+    check_cluster(cluster)
+    if options is None:
+        return cluster
+    if not (cluster or "").startswith("slurm:"):
+        raise UsageError("--cluster_options is for --cluster slurm:K.")
+    return f"{cluster}?{options}"

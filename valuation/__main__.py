@@ -98,6 +98,7 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
 
     from training.coalitions import all_coalitions
     from training.rooms import bind_room, claim_room
+    from utils.flags import where
     from utils.progress import bar
     from utils.records import read_record, write_json
     from valuation.args import MOST_EXACT
@@ -121,9 +122,9 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
         exact = False
     study, truth, seconds = grand_study(config, job, tests, empty), None, None
     if exact:
-        coalitions = all_coalitions(N)
+        coalitions, elsewhere = all_coalitions(N), where(config.cluster, config.cluster_options)
         with bar(len(coalitions), "coalitions", "coalition", config.quiet) as ticks:
-            found = trained(job, coalitions, tests, folder / "coalitions.jsonl", ticks.update, config.cluster)
+            found = trained(job, coalitions, tests, folder / "coalitions.jsonl", ticks.update, elsewhere)
         seconds = sum(line["seconds"] for line in found.values())
         study.worth = {(): empty, **{members: line["utility"] for members, line in found.items()}}
         study.total = study.worth[tuple(range(N))] - empty

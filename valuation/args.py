@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from utils.args import SCHEDULES, Config
 from utils.errors import UsageError
-from utils.flags import NOT_NEGATIVE, POSITIVE, check_cluster, flag
+from utils.flags import NOT_NEGATIVE, POSITIVE, flag, where
 from utils.registry import NETWORKS, PARTITIONS, VALUATIONS
 
 MOST_EXACT = 12  # institutions whose coalitions are all trained
@@ -47,8 +47,12 @@ class ValuationConfig(Config):
         changes_results=False,
     )
     cluster: str | None = flag(
-        None, "valuation", "train coalitions elsewhere: local:K processes here, or a Dask scheduler's tcp:// or tls://",
-        changes_results=False,
+        None, "valuation", "train coalitions elsewhere: local:K processes here, slurm:K jobs, or a Dask scheduler's "
+        "tcp:// or tls://", changes_results=False,
+    )
+    cluster_options: str | None = flag(
+        None, "valuation", "--cluster slurm:K: a YAML file with queue, memory, walltime, job_extra_directives",
+        changes_results=False, metavar="FILE",
     )
     knn: int = flag(3, "valuation", "ddval: nearest neighbours", check=POSITIVE)
 
@@ -67,7 +71,7 @@ class ValuationConfig(Config):
         super().check()
         if self.num_workers is not None and self.num_workers < 2:
             raise UsageError("--num_workers 1: values need two institutions at least.")
-        check_cluster(self.cluster)
+        where(self.cluster, self.cluster_options)
         for name, plain in PLAIN.items():
             if getattr(self, name) != plain:
                 raise UsageError(f"--{name} is not for coalitions: leave it out.")
