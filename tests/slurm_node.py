@@ -1,5 +1,5 @@
 """A SLURM of one node on this machine, started in seconds by whoever runs the tests, and stopped again: nothing else on
-the machine is touched. Needs munged, slurmctld, slurmd (Debian: apt-get install slurmctld slurmd slurm-client munge)."""
+the machine is touched. Needs munged, slurmctld and slurmd (Debian: slurmctld slurmd slurm-client munge)."""
 
 from __future__ import annotations
 
