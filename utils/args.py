@@ -8,6 +8,7 @@ config.json. To add a flag, add a field.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -357,7 +358,9 @@ def parse(config_class: type[C], argv: Sequence[str] | None, description: str, v
     """argv as a ``config_class``. ``varied``: what comes out is changed before it is run, so whether a flag counts is
     not known yet. Raises :class:`UsageError` on unknown flags and bad values, and where flags contradict each other;
     warns of flags that do nothing."""
+    name = Path(sys.argv[0])
     parser = Parser(
+        prog=f"python -m {name.parent.name}" if name.name == "__main__.py" else None,
         description=description,
         usage="%(prog)s [--flag value ...]",
         epilog=EPILOG,
