@@ -23,7 +23,7 @@ from valuation.args import ValuationConfig
 from valuation.comparison import judged, over_seeds, table
 from valuation.institutions import empty_utility, institution_tests, utilities, worth_metric
 from valuation.methods import HEAD_DECAY, fitted_head, knn_game, reconstruction
-from valuation.truth import shapley, trained
+from valuation.truth import of_orders, prefixes, random_orders, shapley, trained
 
 SMALL = ("--quiet", "--threads", "1", "--epochs", "3", "--num_workers", "3", "--max_train", "300", "--no-plots")
 
@@ -45,6 +45,26 @@ def test_shapley_values_are_means_over_orders(drawn):
             marginal[i] += (worth[tuple(sorted((*before, i)))] - worth[before]) / 24
     np.testing.assert_allclose(shapley(worth, 4), marginal, atol=1e-12)
     assert shapley(worth, 4).sum() == pytest.approx(worth[0, 1, 2, 3] - worth[()], abs=1e-12)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=16, max_size=16))
+def test_over_all_orders_the_estimate_is_exact(drawn):
+    worth = dict(zip([(), *all_coalitions(4)], drawn, strict=True))
+    orders = [list(order) for order in permutations(range(4))]
+    assert prefixes(orders) == all_coalitions(4)
+    values_N, error_N = of_orders(worth, orders)
+    np.testing.assert_allclose(values_N, shapley(worth, 4), atol=1e-12)
+    assert (error_N >= 0).all() and np.isnan(of_orders(worth, orders[:1])[1]).all()
+    assert random_orders(7, 9, 3)[:5] == random_orders(7, 5, 3) and sorted(random_orders(7, 1, 3)[0]) == list(range(7))
+
+
+def test_many_institutions_have_an_estimate(tmp_path, capsys):
+    flags = [*SMALL, "--results_dir", str(tmp_path), "--run_name", "v", "--num_workers", "13", "--min_shard", "2"]
+    assert main([*flags, "--orders", "2", "--epochs", "1", "--valuations", "equal", "size"]) == 0
+    record = json.loads((tmp_path / "v/valuation/valuation.json").read_text())
+    assert len(record["truth"]) == len(record["truth_error"]) == 13
+    assert sum(record["truth"]) == pytest.approx(record["utility"] - record["empty"])
+    assert "std. error" in capsys.readouterr().out
 
 
 def test_of_one_round_the_reconstruction_is_the_truth(tmp_path):

@@ -104,7 +104,7 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     from valuation.args import MOST_EXACT
     from valuation.comparison import judged, table
     from valuation.institutions import empty_utility, institution_tests, worth_metric
-    from valuation.truth import shapley, trained
+    from valuation.truth import of_orders, prefixes, random_orders, shapley, trained
 
     claim_room(config, folder)
     exact = config.truth or (folder / "coalitions.jsonl").exists() and not config.overwrite
@@ -114,21 +114,20 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
         check_method(name, job)
     bind_room(config, job.identity, folder)
     then = read_record(folder / "valuation.json", "methods") if (folder / "valuation.json").exists() else {}
-    if exact and N > MOST_EXACT:
-        warnings.warn(
-            f"{N} institutions have {2**N - 1:,} coalitions: no truth beside the values (at most {MOST_EXACT} do)",
-            stacklevel=2,
-        )
-        exact = False
-    study, truth, seconds = grand_study(config, job, tests, empty), None, None
+    study, truth, error, seconds = grand_study(config, job, tests, empty), None, None, None
     if exact:
-        coalitions, elsewhere = all_coalitions(N), where(config.cluster, config.cluster_options)
+        orders = random_orders(N, config.orders, config.seed) if N > MOST_EXACT else []
+        coalitions = prefixes(orders) if orders else all_coalitions(N)
+        elsewhere = where(config.cluster, config.cluster_options)
         with bar(len(coalitions), "coalitions", "coalition", config.quiet) as ticks:
             found = trained(job, coalitions, tests, folder / "coalitions.jsonl", ticks.update, elsewhere)
         seconds = sum(line["seconds"] for line in found.values())
-        study.worth = {(): empty, **{members: line["utility"] for members, line in found.items()}}
-        study.total = study.worth[tuple(range(N))] - empty
-        truth = shapley(study.worth, N)
+        worth = {(): empty, **{members: line["utility"] for members, line in found.items()}}
+        study.total = worth[tuple(range(N))] - empty
+        if orders:
+            truth, error = of_orders(worth, orders)
+        else:
+            study.worth, truth = worth, shapley(worth, N)
     names = job.owners and [job.dataset.owners.names[g] for g in job.owners]
     record = {
         "institutions": names or [f"{k}" for k in range(N)],
@@ -138,6 +137,7 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
         "empty": empty,
         "rounds": study.grand.rounds[0],
         "truth": truth if truth is None else truth.tolist(),
+        "truth_error": error if error is None else error.tolist(),
         "truth_seconds": seconds,
         "methods": {},
     }
@@ -159,14 +159,13 @@ def built(config: ValuationConfig, exact: bool = True) -> Job:
     (``exact``), as many rows as they have members."""
     from training.build import build
     from training.execution import autocast_of
-    from valuation.args import MOST_EXACT
     from workers.tuning import rule
 
     job = build(config.training())
-    N = len(job.shards)
-    if config.engine != "auto" or not exact or N > MOST_EXACT:
+    if config.engine != "auto" or not exact:
         return job
-    rows, device = N * 2 ** (N - 1), job.initial_ND.device.type
+    N, device = len(job.shards), job.initial_ND.device.type
+    rows = min(N * 2 ** (N - 1), config.orders * N * N // 2)
     name = rule(job.model, rows, device, autocast_of(config), config.batch_size)
     return build(config.training(), dataclasses.replace(job.execution, engine=name))
 

@@ -43,8 +43,12 @@ class ValuationConfig(Config):
         (), "valuation", "methods (default: all)", choices=tuple(VALUATIONS), changes_results=False
     )
     truth: bool = flag(
-        True, "valuation", f"retrain all coalitions ({MOST_EXACT} institutions at most): what methods are measured by",
-        changes_results=False,
+        True, "valuation", f"retrain all coalitions (above {MOST_EXACT} institutions those of --orders): what methods "
+        "are measured by", changes_results=False,
+    )
+    orders: int = flag(
+        20, "valuation", f"above {MOST_EXACT} institutions: random orders in which they join, that the truth is "
+        "estimated from", check=POSITIVE, changes_results=False,
     )
     cluster: str | None = flag(
         None, "valuation", "train coalitions elsewhere: local:K processes here, slurm:K jobs, or a Dask scheduler's "

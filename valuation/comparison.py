@@ -40,6 +40,9 @@ def table(record: dict[str, Any]) -> str:
     if record["truth"] is not None:
         row = "".join(f"{value:{width}.4f}" for value in record["truth"])
         lines.append(f"{'truth':15s}{row}{'':34s}{record['truth_seconds']:9.1f}")
+    if record.get("truth_error") is not None:
+        row = "".join(f"{value:{width}.4f}" for value in record["truth_error"])
+        lines.append(f"{'its std. error':15s}{row}")
     for name, found in record["methods"].items():
         row = "".join(f"{value:{width}.4f}" for value in found["values"])
         shown = [_cell(found.get(figure), digits) for figure, digits in zip(FIGURES, (4, 3, 4, 2), strict=True)]

@@ -2,7 +2,9 @@
 
     phi_i = 1/N sum over S without i of (U(S + i) - U(S)) / binomial(N - 1, |S|)
 
-Legend: N institutions, C coalitions, D floats a row.
+Of many institutions they are estimated from random orders in which these join.
+
+Legend: N institutions, O orders, C coalitions, D floats a row.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from training.build import Job
@@ -23,6 +26,7 @@ from training.coalitions import Coalition, Trained, train_coalitions
 from training.retrain import Recipe
 from utils.errors import UsageError
 from utils.progress import Progress
+from utils.random import permutations
 from utils.records import MetricsLog
 from valuation.institutions import institution_tests, utilities
 
@@ -38,6 +42,30 @@ def shapley(worth: Mapping[Coalition, float], count: int) -> np.ndarray:
             else:
                 values_N[i] -= utility / comb(count - 1, size)
     return values_N / count
+
+
+def random_orders(count: int, orders: int, seed: int) -> list[list[int]]:
+    """So many orders of the institutions; more of them begin with the same ones."""
+    rows = torch.arange(orders)[:, None]
+    return permutations(torch.full((orders,), count), seed, "orders of institutions", rows).tolist()
+
+
+def prefixes(orders: Sequence[Sequence[int]]) -> list[Coalition]:
+    """All coalitions that form as institutions join in these orders, the smallest first."""
+    found = {tuple(sorted(order[: size + 1])) for order in orders for size in range(len(order))}
+    return sorted(found, key=lambda members: (len(members), members))
+
+
+def of_orders(worth: Mapping[Coalition, float], orders: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """What each institution adds when it joins, mean over orders [N], and the standard error of that mean [N] (NaN of
+    one order): an estimate of Shapley values without bias."""
+    added_ON = np.zeros((len(orders), len(orders[0])))
+    for o, order in enumerate(orders):
+        for place, i in enumerate(order):
+            added_ON[o, i] = worth[tuple(sorted(order[: place + 1]))] - worth[tuple(sorted(order[:place]))]
+    if len(orders) == 1:
+        return added_ON[0], np.full(added_ON.shape[1], np.nan)
+    return added_ON.mean(0), added_ON.std(0, ddof=1) / np.sqrt(len(orders))
 
 
 def trained(

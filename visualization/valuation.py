@@ -37,7 +37,10 @@ def draw_values(record: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(max(6.5, 1.1 * N + 3), 4))
     axes = figure.add_subplot()
     if truth is not None:
-        axes.bar(range(N), truth, 0.86, color=GREY, alpha=0.3, label="truth (all coalitions trained)")
+        error = record.get("truth_error")
+        label = "truth (all coalitions trained)" if error is None else "truth, from random orders (± 2 standard errors)"
+        spread = None if error is None else 2 * np.nan_to_num(np.array(error, float))
+        axes.bar(range(N), truth, 0.86, yerr=spread, color=GREY, alpha=0.3, ecolor=GREY, label=label)
     offsets = np.linspace(-0.34, 0.34, len(methods)) if len(methods) > 1 else [0.0]
     for i, (name, found) in enumerate(methods.items()):
         label = name.replace("_", " ")
