@@ -17,6 +17,7 @@ from utils.partition import (
     natural_partition,
     owners_by_size,
     partition,
+    sizes_partition,
 )
 from utils.registry import PARTITIONS
 
@@ -197,6 +198,7 @@ OWN_OPTIONS = {
     "preference": (class_preference_partition, ("node_datasize", "concentration")),
     "shards": (label_shards_partition, ("shards_per_worker",)),
     "natural": (natural_partition, ("owner_n",)),
+    "sizes": (sizes_partition, ("sizes",)),
 }
 
 
@@ -204,6 +206,7 @@ OWN_OPTIONS = {
 def test_partition_hands_each_its_own_options(kind):
     everything = {"alpha": 0.5, "min_shard": 1, "self_balancing": True, "node_datasize": 30}
     everything |= {"shards_per_worker": 3, "concentration": 1.0, "owner_n": np.arange(1000) % 6}
+    everything |= {"sizes": (1, 1, 2, 2, 4, 0.5)}
     shards = partition(kind, SKEWED, 6, 5, **everything)
     function, own = OWN_OPTIONS[kind]
     direct = function(SKEWED, 6, seed=5, **{name: everything[name] for name in own})
