@@ -131,6 +131,8 @@ def slurm_cluster(cluster: str) -> SLURMCluster:
         raise UsageError(f"--cluster_options {file}: give lines of NAME: VALUE, such as 'queue: gpu'.")
     project = Path(__file__).resolve().parent.parent
     prologue = [f"cd {shlex.quote(str(project))}", "export OMP_NUM_THREADS=1", *options.pop("job_script_prologue", [])]
+    if "log_directory" not in options:  # sbatch would leave a file a job in the folder where the command runs
+        options["job_extra_directives"] = ["--output=/dev/null", *options.get("job_extra_directives", [])]
     settings = {"cores": 1, "processes": 1, "memory": "2GB", "walltime": "24:00:00", "python": sys.executable} | options
     try:
         jobs = SLURMCluster(**settings, job_script_prologue=prologue)
