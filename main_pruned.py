@@ -120,6 +120,7 @@ def summarize(folder: Path, results: list[dict[str, Any]], plots: bool) -> None:
 def draw(stage1: Stage1, results: dict[str, Any], method: str | None, run_dir: Path | None) -> None:
     """All pictures of a pruning (``run_dir``: stage 2), from records; the contact sheet needs the samples too."""
     from training.comparison import comparison_name
+    from training.scores import sheet_of
     from visualization import influence_plots as plots
     from visualization.plot_utils import plot_run
 
@@ -139,12 +140,9 @@ def draw(stage1: Stage1, results: dict[str, Any], method: str | None, run_dir: P
     scores_n, path = stage1.scores(method)
     plots.plot_scores(stage1.run_dir, path, folder / f"scores_{path.stem}.png")
     plots.plot_node_view(stage1.run_dir, folder / f"node_view_{method}.json", folder / f"node_view_{method}.png")
-    data, ids = stage1.job.dataset, stage1.job.train_ids
-    flipped = set(stage1.job.corruption.get("flipped", [])) or None
-    inputs_n = data.inputs_n.movedim(1, -1) if data.pictures else data.inputs_n
-    strata_n, names = data.task.strata(data.targets_n).numpy(), data.task.stratum_names(data.targets_n)
-    what = inputs_n.numpy(), strata_n, scores_n[ids].numpy(), ids.numpy(), names
-    plots.plot_contact_sheet(*what, folder / f"extremes_{path.stem}.png", flipped, path.stem, data.sources)
+    job = stage1.job
+    flipped, what = set(job.corruption.get("flipped", [])) or None, sheet_of(job, scores_n[job.train_ids].numpy())
+    plots.plot_contact_sheet(*what, folder / f"extremes_{path.stem}.png", flipped, path.stem, job.dataset.sources)
 
 
 if __name__ == "__main__":

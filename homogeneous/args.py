@@ -64,8 +64,7 @@ class WalkConfig(Config):
 
     def training(self) -> Config:
         """The chained run of ``max_hops`` hops that a walk is."""
-        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(Config)}
-        return Config(**settings | {"epochs": self.max_hops * self.local_epochs / self.num_workers, "seeds": 1})
+        return self.plain(epochs=self.max_hops * self.local_epochs / self.num_workers, seeds=1)
 
     def check(self) -> None:
         """Settings that do not go together."""

@@ -55,9 +55,8 @@ def measured(
 
 def compared(found: dict[str, dict[str, list]], seed: int) -> dict[str, Any]:
     """The records, how much less than a random policy each needs, and the agent than each."""
-    agent = {name: reduction(found["agent"], own, seed) for name, own in found.items() if name != "agent"} if (
-        "agent" in found
-    ) else {}
+    others = [name for name in found if name != "agent" and "agent" in found]
+    agent = {name: reduction(found["agent"], found[name], seed) for name in others}
     less = reductions(found, "random", seed) if "random" in found else {}
     return {"policies": found, "reduction": less, "agent_reduction": agent}
 

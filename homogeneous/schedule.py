@@ -26,7 +26,7 @@ from data.batches import Batches
 from homogeneous.evaluation import record
 from homogeneous.policies import FIXED, POLICIES, run
 from homogeneous.world import Walking, World
-from training.build import Job
+from training.build import Job, initial_model
 from training.trajectory import RecordedRun
 from utils.influence.recursion import Adjoint, momentum_adjoint, step_back
 from utils.influence.targets import objective
@@ -126,13 +126,8 @@ def worth(world: World, seed: int, visits: Sequence[int]) -> np.ndarray:
 
 def walk_as_run(job: Job, seed: int, visits: Sequence[int]) -> Job:
     """The chained run that a walk is: its start and batches, and its visits as decisions."""
-    from networks import load_model
-
     config = dataclasses.replace(job.config, chain_order="policy", policy="a schedule")
-    model = load_model(
-        config.model, job.dataset.task.num_outputs, job.samples.shape, config.pretrained,
-        derive_seed(seed, "init", 0) % 2**32,
-    )  # fmt: skip
+    model = initial_model(config, job.dataset.task, job.samples.shape, seed)
     return dataclasses.replace(
         job,
         config=config,

@@ -11,18 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-import training.coalitions
 import valuation.truth
 from tests.command import refused
 from training.build import build
 from training.coalitions import all_coalitions
+from training.trajectory import RecordedRun
 from utils.errors import UsageError
+from utils.registry import VALUATIONS
 from utils.scores import read_scores
-from valuation.__main__ import grand_study, main, methods_of
+from valuation.__main__ import grand_study, main
 from valuation.args import ValuationConfig
 from valuation.comparison import judged, over_seeds, table
 from valuation.institutions import empty_utility, institution_tests, utilities, worth_metric
-from valuation.methods import HEAD_DECAY, fitted_head, knn_game, reconstruction
+from valuation.methods import HEAD_DECAY, fitted_head, knn_game, reconstruction, why_not
 from valuation.truth import of_orders, prefixes, random_orders, shapley, trained
 
 SMALL = ("--quiet", "--threads", "1", "--epochs", "3", "--num_workers", "3", "--max_train", "300", "--no-plots")
@@ -205,7 +206,7 @@ def test_what_is_there_is_kept(tmp_path, capsys):
     path = tmp_path / "v" / "valuation" / "valuation.json"
     assert main([*flags, "--valuations", "equal", "ddval"]) == 0
     first = json.loads(path.read_text())
-    assert "needs the coalitions" in refused(capsys, main([*flags, "--no-truth", "--overwrite", "--valuations",
+    assert "needs all coalitions" in refused(capsys, main([*flags, "--no-truth", "--overwrite", "--valuations",
                                                            "leave_one_out"]))  # fmt: skip
     assert json.loads(path.read_text()) == first  # a refusal replaces nothing
     assert main([*flags, "--resume", "--no-truth", "--valuations", "size"]) == 0
@@ -240,8 +241,18 @@ def test_bad_values_are_refused(tmp_path, capsys, flags, words):
 
 
 def test_what_cannot_be_done_is_left_out():
-    assert "leave_one_out" not in methods_of(study_of())
-    assert not {"cascade", "if"} & set(methods_of(study_of(optimizer="adam", lr=0.01)))
-    many = study_of(num_workers=13, min_shard=2, epochs=1)
-    assert not {"heads", "reconstruction", "knn_game"} & set(methods_of(many))
-    assert training.coalitions.all_coalitions(2) == [(0,), (1,), (0, 1)]
+    def able(exact=True, **settings) -> set:
+        job = study_of(**settings).job
+        return {name for name in VALUATIONS if why_not(name, job, exact) is None}
+
+    assert able() == set(VALUATIONS) and able(exact=False) == set(VALUATIONS) - {"leave_one_out"}
+    assert set(VALUATIONS) - able(optimizer="adam", lr=0.01) == {"cascade", "delete", "if"}
+    many = able(exact=False, num_workers=13, min_shard=2, epochs=1)
+    assert set(VALUATIONS) - many == {"leave_one_out", "heads", "reconstruction", "knn_game"}
+
+
+def test_influence_is_that_of_the_federated_run():
+    """The end that scores start from is the model that was valued, to the bit."""
+    study = study_of()
+    final_ND = RecordedRun(study.job, study.grand.rounds[0]).final()
+    assert torch.equal(final_ND, study.trajectory.final())

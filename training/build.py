@@ -233,8 +233,13 @@ def topology_of(config: Config, dataset: Dataset, owners: list[int] | None) -> T
 def initial_models(config: Config, task: Task, shape: tuple[int, ...]) -> list[nn.Module]:
     """The network that all workers start from, or one for each."""
     count = config.num_workers if config.init == "per_worker" else 1
-    seeds = [derive_seed(config.seed, "init", k) % 2**32 for k in range(count)]
-    return [load_model(config.model, task.num_outputs, shape, config.pretrained, seed) for seed in seeds]
+    return [initial_model(config, task, shape, config.seed, k) for k in range(count)]
+
+
+def initial_model(config: Config, task: Task, shape: tuple[int, ...], seed: int, k: int = 0) -> nn.Module:
+    """The network that worker k of a run of this seed starts from."""
+    start = derive_seed(seed, "init", k) % 2**32
+    return load_model(config.model, task.num_outputs, shape, config.pretrained, start)
 
 
 def check_batch_norm(config: Config, model: nn.Module, shape: tuple[int, ...], batches: Batches) -> None:

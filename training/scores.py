@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.build import Job
 from training.trajectory import RecordedRun
 from utils.digest import digest_json
 from utils.errors import UsageError
@@ -83,6 +84,15 @@ def sound_scores(path: Path) -> dict[str, Any] | None:
         warnings.warn(str(error), stacklevel=2)
         shutil.rmtree(path, ignore_errors=True)
         return None
+
+
+def sheet_of(job: Job, scores_m: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """What a contact sheet of the training samples shows, by their scores in the order of ``job.train_ids``: all inputs
+    (pictures with channels last), strata, the scores, the samples' ids and what strata are called."""
+    data = job.dataset
+    inputs_n = data.inputs_n.movedim(1, -1) if data.pictures else data.inputs_n
+    strata_n, names = data.task.strata(data.targets_n).numpy(), data.task.stratum_names(data.targets_n)
+    return inputs_n.numpy(), strata_n, scores_m, job.train_ids.numpy(), names
 
 
 def keep_best(scores_n: Tensor, worker_of_n: Tensor, ratio: float, scope: str = "worker") -> Tensor:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from data.batches import Visits
-from networks import load_model
-from training.build import Job
+from training.build import Job, initial_model
 from training.execution import optimizer_of
 from training.protocols import local_epoch_steps
 from utils.random import derive_seed
@@ -93,12 +92,9 @@ class Walks:
 
     def start(self, walks: Sequence[int], seeds: Sequence[int]) -> None:
         """These walks begin anew, each with the start and the batches of a run of its seed."""
-        config, walks = self.job.config, list(walks)
+        walks = list(walks)
         for m, seed in zip(walks, seeds, strict=True):
-            model = load_model(
-                config.model, self.job.dataset.task.num_outputs, self.job.samples.shape, config.pretrained,
-                derive_seed(seed, "init", 0) % 2**32,
-            )  # fmt: skip
+            model = initial_model(self.job.config, self.job.dataset.task, self.job.samples.shape, seed)
             self.fleet.rows_RD[m] = self.engine.rows([model], self.fleet.dtype)[0].to(self.fleet.device)
             self.fleet.batches.seed_walk(m, derive_seed(seed, "batches"))
         self.fleet.reset_state(walks)

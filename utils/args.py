@@ -326,6 +326,10 @@ class Config:
             return "dirichlet"
         return "preference" if self.nonIID else "iid"
 
+    def plain(self, **changes: Any) -> Config:
+        """The configuration of main.py that one of a room stands on, with changes."""
+        return Config(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Config)} | changes)
+
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON-able values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}

@@ -98,20 +98,24 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
 
     from training.coalitions import all_coalitions
     from training.rooms import bind_room, claim_room
+    from utils.errors import UsageError
     from utils.flags import where
     from utils.progress import bar
     from utils.records import read_record, write_json
+    from utils.registry import VALUATIONS
     from valuation.args import MOST_EXACT
     from valuation.comparison import judged, table
     from valuation.institutions import empty_utility, institution_tests, worth_metric
+    from valuation.methods import why_not
     from valuation.truth import of_orders, prefixes, random_orders, shapley, trained
 
     claim_room(config, folder)
     exact = config.truth or (folder / "coalitions.jsonl").exists() and not config.overwrite
     job = built(config, exact)
     N, tests, empty = len(job.shards), institution_tests(job), empty_utility(job)
-    for name in config.valuations:
-        check_method(name, job)
+    for name in config.valuations:  # before anything is trained
+        if reason := why_not(name, job, exact and N <= MOST_EXACT):
+            raise UsageError(f"--valuations {name}: {reason}.")
     bind_room(config, job.identity, folder)
     then = read_record(folder / "valuation.json", "methods") if (folder / "valuation.json").exists() else {}
     study, truth, error, seconds = grand_study(config, job, tests, empty), None, None, None
@@ -128,9 +132,9 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
             truth, error = of_orders(worth, orders)
         else:
             study.worth, truth = worth, shapley(worth, N)
-    names = job.owners and [job.dataset.owners.names[g] for g in job.owners]
+    owners = job.owners and [job.dataset.owners.names[g] for g in job.owners]
     record = {
-        "institutions": names or [f"{k}" for k in range(N)],
+        "institutions": owners or [f"{k}" for k in range(N)],
         "sizes": [len(shard) for shard in job.shards],
         "metric": worth_metric(job),
         "utility": study.empty + study.total,
@@ -142,7 +146,8 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
         "methods": {},
     }
     earlier = {name: (np.array(found["values"]), found["seconds"]) for name, found in then.get("methods", {}).items()}
-    for name, (values_N, took) in (earlier | valued(config.valuations or methods_of(study), study)).items():
+    names = config.valuations or [name for name in VALUATIONS if not why_not(name, job, study.worth is not None)]
+    for name, (values_N, took) in (earlier | valued(names, study)).items():
         figures = {} if truth is None else judged(values_N, truth)
         record["methods"][name] = {"values": values_N.tolist(), **figures, "seconds": took}
     write_json(folder / "valuation.json", record)
@@ -184,17 +189,6 @@ def grand_study(config: ValuationConfig, job: Job, tests: list, empty: float) ->
     return Study(job, tests, grand, empty, utility - empty, config.knn, updates)
 
 
-def check_method(name: str, job: Job) -> None:
-    """Raises :class:`UsageError` where the method cannot value these data: before anything is trained."""
-    from utils.errors import UsageError
-    from valuation.args import MOST_EXACT
-
-    if name in ("knn_game", "heads") and not job.dataset.task.one_class:
-        raise UsageError(f"--valuations {name} needs samples of one class each; ddval takes others too.")
-    if name in ("knn_game", "heads", "reconstruction") and len(job.shards) > MOST_EXACT:
-        raise UsageError(f"--valuations {name} goes through all coalitions: at most {MOST_EXACT} institutions.")
-
-
 def valued(names: Sequence[str], study: Study) -> dict[str, tuple[np.ndarray, float]]:
     """The values of each method and its seconds; of one that cannot value these data a warning."""
     from utils.errors import UsageError
@@ -206,18 +200,6 @@ def valued(names: Sequence[str], study: Study) -> dict[str, tuple[np.ndarray, fl
         except UsageError as error:
             warnings.warn(f"{name} gives no values: {error}", stacklevel=2)
     return found
-
-
-def methods_of(study: Study) -> list[str]:
-    """The methods that this study allows."""
-    from utils.registry import VALUATIONS
-    from valuation.args import MOST_EXACT, OF_SGD
-
-    needs_few = {"reconstruction", "knn_game", "heads"} if study.count > MOST_EXACT else set()
-    needs_truth = {"leave_one_out"} if study.worth is None else set()
-    needs_classes = set() if study.job.dataset.task.one_class else {"knn_game", "heads"}
-    of_sgd = set(OF_SGD) if study.job.config.optimizer != "sgd" else set()
-    return [name for name in VALUATIONS if name not in needs_few | needs_truth | needs_classes | of_sgd]
 
 
 def timed(name: str, study: Study) -> tuple[Any, float]:
@@ -232,7 +214,7 @@ def timed(name: str, study: Study) -> tuple[Any, float]:
 def keep_samples(study: Study, path: Path, earlier: list[str]) -> None:
     """A value for each training sample and method that values samples, as zarr; those of ``earlier`` stay."""
     from utils.scores import read_scores, write_scores
-    from valuation.args import OF_SAMPLES
+    from valuation.methods import OF_SAMPLES
 
     if not study.samples:
         return
@@ -247,18 +229,15 @@ def keep_samples(study: Study, path: Path, earlier: list[str]) -> None:
 
 def draw(study: Study, folder: Path) -> None:
     """The pictures."""
+    from training.scores import sheet_of
     from visualization.influence_plots import plot_contact_sheet
     from visualization.valuation import plot_valuation
 
     plot_valuation(folder)
-    data, ids = study.job.dataset, study.job.train_ids
-    if "ddval" not in study.samples:
-        return
-    flipped = set(study.job.corruption.get("flipped", [])) or None
-    inputs_n = data.inputs_n.movedim(1, -1) if data.pictures else data.inputs_n
-    strata_n, names = data.task.strata(data.targets_n).numpy(), data.task.stratum_names(data.targets_n)
-    what = inputs_n.numpy(), strata_n, study.samples["ddval"].numpy(), ids.numpy(), names
-    plot_contact_sheet(*what, folder / "plots" / "samples.png", flipped, "ddval", data.sources)
+    if "ddval" in study.samples:
+        what = sheet_of(study.job, study.samples["ddval"].numpy())
+        flipped = set(study.job.corruption.get("flipped", [])) or None
+        plot_contact_sheet(*what, folder / "plots" / "samples.png", flipped, "ddval", study.job.dataset.sources)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from utils.args import SCHEDULES, Config
@@ -11,8 +10,6 @@ from utils.flags import NOT_NEGATIVE, POSITIVE, flag, where
 from utils.registry import NETWORKS, PARTITIONS, VALUATIONS
 
 MOST_EXACT = 12  # institutions whose coalitions are all trained
-OF_SGD = ("cascade", "delete", "if")  # methods that differentiate steps of SGD
-OF_SAMPLES = ("ddval", *OF_SGD)  # methods that value samples
 # Flags of main.py that coalitions do not know, and what they must be.
 PLAIN = {"init": "common", "drop_samples": None, "finetune": 0, "tensorboard": False, "on_bad_worker": "stop"}
 
@@ -67,8 +64,7 @@ class ValuationConfig(Config):
 
     def training(self) -> Config:
         """The federated run of all institutions."""
-        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(Config)}
-        return Config(**settings | {"seeds": 1})
+        return self.plain(seeds=1)
 
     def check(self) -> None:
         """Settings that do not go together."""
@@ -79,10 +75,5 @@ class ValuationConfig(Config):
         for name, plain in PLAIN.items():
             if getattr(self, name) != plain:
                 raise UsageError(f"--{name} is not for coalitions: leave it out.")
-        if "leave_one_out" in self.valuations and not self.truth:
-            raise UsageError("leave_one_out needs the coalitions: leave out --no-truth.")
-        of_sgd = [name for name in self.valuations if name in OF_SGD]
-        if of_sgd and self.optimizer != "sgd":
-            raise UsageError(f"--valuations {of_sgd[0]} needs --optimizer sgd, whose steps it differentiates.")
         if self.fraction_fit != 1 or self.server_momentum:
             raise UsageError("--fraction_fit and --server_momentum: here all members take part, and none has momentum.")

@@ -31,6 +31,10 @@ from valuation.institutions import utilities
 from valuation.knn_shapley import balanced_tests, by_owner, knn_shapley, knn_shapley_regression, rescaled
 from valuation.truth import shapley
 
+OF_SGD = ("cascade", "delete", "if")  # methods that differentiate steps of SGD
+OF_SAMPLES = ("ddval", *OF_SGD)  # methods that value samples
+ALL_COALITIONS = ("knn_game", "heads", "reconstruction")  # methods that go through them
+ONE_CLASS = ("knn_game", "heads")
 HEAD_STEPS, HEAD_DECAY = 200, 1e-3
 PIECE = 256  # samples whose features are computed at once
 
@@ -74,6 +78,14 @@ class Study:
             targets_n, targets_m = (task.encoded(targets)[:, 0] for targets in (targets_n, targets_m))
         tests = [(features_of(model, job.test_samples, ids_m), targets_m[ids_m]) for ids_m in self.tests]
         return (features_of(model, job.samples, job.train_ids), targets_n[job.train_ids]), tests
+
+    @cached_property
+    def trajectory(self) -> RecordedRun:
+        """The federated run of all, up to the grand model."""
+        layout, rounds = self.job.engine.layout, self.grand.rounds[0]
+        trajectory = RecordedRun(dataclasses.replace(self.job, _kept={}), rounds)
+        trajectory.set_final({"rows": layout.canonical(self.grand.rows_CD.expand(self.count, -1).contiguous())})
+        return trajectory
 
     def of_samples(self, name: str, values_n: Tensor) -> np.ndarray:
         """Values of the training samples (in the order of ``train_ids``) as values of institutions: scaled so that they
@@ -126,10 +138,9 @@ def knn_game(study: Study) -> np.ndarray:
     worth the share of right votes on its members' samples. (ddval sums those of samples, for which an institution is
     no unit: a sample joins one that may be half there.)"""
     (train_nF, train_n), tests = study.features
-    check_one_class(study, "knn_game")
     worth, member_nN = {(): 0.0}, torch.nn.functional.one_hot(study.owner_n, study.count).bool()
     distances = [torch.cdist(test_mF.double(), train_nF.double()) for test_mF, _ in tests]
-    for members in coalitions_of(study):
+    for members in all_coalitions(study.count):
         ids = member_nN[:, list(members)].any(1).nonzero()[:, 0]
         shares = []
         for distance_mn, (_, test_m) in zip(distances, tests, strict=True):
@@ -143,11 +154,10 @@ def heads(study: Study) -> np.ndarray:
     """The institutions' Shapley values in the game of linear heads on the grand model's features, one trained on the
     samples of each coalition to its optimum (the idea of SaFE)."""
     (train_nF, train_n), tests = study.features
-    check_one_class(study, "heads")
     mean_F, std_F = train_nF.mean(0), train_nF.std(0).clamp(min=1e-6)
     scaled_nF = ((train_nF - mean_F) / std_F).double()
     worth, C = {(): study.empty}, study.job.dataset.task.num_outputs
-    for members in coalitions_of(study):
+    for members in all_coalitions(study.count):
         ids = torch.isin(study.owner_n, torch.tensor(members)).nonzero()[:, 0]
         head = fitted_head(scaled_nF[ids], train_n[ids], C)
         right = [
@@ -175,17 +185,17 @@ def fitted_head(train_nF: Tensor, train_n: Tensor, classes: int) -> torch.nn.Lin
     return head.requires_grad_(False)
 
 
-def coalitions_of(study: Study) -> list[Coalition]:
-    """All, if they are not too many to go through."""
-    if study.count > MOST_EXACT:
-        raise UsageError(f"{study.count} institutions have too many coalitions: at most {MOST_EXACT} do.")
-    return all_coalitions(study.count)
-
-
-def check_one_class(study: Study, method: str) -> None:
-    """Raises :class:`UsageError` where samples are not of one class each."""
-    if not study.job.dataset.task.one_class:
-        raise UsageError(f"--valuations {method} needs samples of one class each; ddval takes others too.")
+def why_not(name: str, job: Job, exact: bool) -> str | None:
+    """Why a method gives no values of these data; None: it does. ``exact``: all coalitions are trained."""
+    if name == "leave_one_out" and not exact:
+        return f"it needs all coalitions (leave out --no-truth; at most {MOST_EXACT} institutions)"
+    if name in OF_SGD and job.config.optimizer != "sgd":
+        return "it differentiates steps of --optimizer sgd"
+    if name in ALL_COALITIONS and len(job.shards) > MOST_EXACT:
+        return f"it goes through all coalitions: at most {MOST_EXACT} institutions"
+    if name in ONE_CLASS and not job.dataset.task.one_class:
+        return "it needs samples of one class each; ddval takes others too"
+    return None
 
 
 def scaled(values_N: np.ndarray, total: float) -> np.ndarray:
@@ -203,9 +213,7 @@ def influence(study: Study, method: str) -> np.ndarray:
     """Scores of the federated run of all, up to the grand model, summed by institution, and scaled so that their
     absolute values sum to what the grand model is worth. (Where training stops at the least validation loss, more
     weight on all data alike changes nothing to first order: scores sum to about nothing, and are no unit.)"""
-    job = dataclasses.replace(study.job, _kept={})
-    trajectory = RecordedRun(job, study.grand.rounds[0])
-    scores_n = score(method, trajectory, Options(target="consensus"))[job.train_ids]
+    scores_n = score(method, study.trajectory, Options(target="consensus"))[study.job.train_ids]
     values_N = by_owner(scores_n, study.owner_n, study.count)
     scale = study.total / max(float(values_N.abs().sum()), 1e-300)
     study.samples[method] = scores_n * scale
@@ -229,8 +237,6 @@ def influence_functions(study: Study) -> np.ndarray:
 
 def leave_one_out(study: Study) -> np.ndarray:
     """What the grand model loses without each institution: from the coalitions."""
-    if study.worth is None:
-        raise UsageError("leave_one_out needs the coalitions: leave out --no-truth.")
     everybody = tuple(range(study.count))
     return np.array(
         [study.worth[everybody] - study.worth[tuple(k for k in everybody if k != i)] for i in everybody]

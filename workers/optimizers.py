@@ -140,9 +140,7 @@ def descend(
         steps = [steps_n1[0, 0].float()] * len(parameters) if optimizer.counts else []
         optimizer.update(parameters, lying, [engine.views(layout.parameters, m) for m in moments], steps, lr)
         return
-    gradient_nP = layout.unfilled(moments[0]) if moments[0].is_contiguous() else torch.zeros_like(
-        moments[0], memory_format=torch.contiguous_format
-    )
+    gradient_nP = layout.unfilled(moments[0])
     for entry, gradient in zip(layout.parameters, gradients, strict=True):
         entry.view(gradient_nP).copy_(gradient)
     parameters_nP = rows_nD[:, : layout.P]
