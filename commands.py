@@ -59,6 +59,14 @@ def valuation() -> int:
     return main()
 
 
+def ledger() -> int:
+    """``decentralized-ledger``: python -m ledger."""
+    begin()
+    from ledger.__main__ import main
+
+    return main()
+
+
 def index() -> int:
     """``decentralized-index``: python -m data.index."""
     begin()

@@ -20,6 +20,8 @@ BAD: dict[str, tuple[str, ...]] = {
     "image_size": (*COUNT, "3"),
     "history": COUNT,
     "horizon": COUNT,
+    "ledger_every": COUNT,
+    "ledger_states": COUNT,
     "sound_seconds": NUMBER,
     "neighbors": COUNT,
     "node_datasize": (*COUNT, "1000000"),
@@ -79,8 +81,8 @@ NEEDS = {
     "shards_per_worker": ("--partition", "shards"),
     "buffer_size": ("--protocol", "fedasync"),
 }
-FREE_TEXT = {"config", "dataset_path", "drop_samples", "keep_samples", "topology_file", "policy", "results_dir",
-             "run_name", "stage1_dir"}  # fmt: skip
+FREE_TEXT = {"config", "ledger", "ledger_keys", "dataset_path", "drop_samples", "keep_samples", "topology_file",
+             "policy", "results_dir", "run_name", "stage1_dir"}  # fmt: skip
 RUNS_FIRST = {"target"}  # judged only after stage 1: below
 
 

@@ -242,7 +242,7 @@ def stage2_config(stage1: Stage1, kept: Path | None) -> PruningConfig:
     if config.stage2_epochs is not None:
         length = {"epochs": config.stage2_epochs, "max_rounds": None}
     return dataclasses.replace(
-        config, model=config.model_B or config.model, patience=0, keep_samples=kept and str(kept), **length
+        config, model=config.model_B or config.model, patience=0, keep_samples=kept and str(kept), ledger=None, **length
     )
 
 

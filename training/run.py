@@ -111,6 +111,13 @@ def check_packages(config: Config) -> None:
             import torch.utils.tensorboard  # noqa: F401
         except ImportError as error:
             raise UsageError("--tensorboard needs the package: pip install tensorboard.") from error
+    if config.ledger:
+        try:
+            import cryptography  # noqa: F401
+            import multiformats  # noqa: F401
+            import securesystemslib  # noqa: F401
+        except ImportError as error:
+            raise UsageError("--ledger needs packages: pip install -r requirements-ledger.txt.") from error
 
 
 def check_same_command(config: Config) -> None:

@@ -28,6 +28,10 @@ DATASETS = {  # a reader (path, options) -> Arrays: data/dataset_loader.py
     "timeseries": "data.series:timeseries",
 }
 
+OBSERVERS = {  # a subclass of training.observers.Observer, of a room above training
+    "ledger": "ledger.observer:LedgerObserver",
+}
+
 TASKS = {  # a subclass of data.task.Task
     "classification": "data.classification:Classification",
     "multilabel": "data.multilabel:Multilabel",
