@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ class Keys:
     def sign(self, worker: int, message: bytes) -> bytes:
         """64 bytes."""
         return self.private[worker].sign(message)
+
+    @cached_property
+    def signers(self) -> dict[int, Any]:
+        """What securesystemslib signs envelopes with."""
+        from securesystemslib.signer import CryptoSigner
+
+        return {worker: CryptoSigner(key) for worker, key in self.private.items()}
 
     def salt(self, worker: int) -> bytes:
         """What nobody else can know: it makes the digests of a worker's samples say nothing about them."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from ledger import merkle
@@ -175,12 +176,12 @@ class LedgerObserver(Observer):
 
     def _write(self, kind: str, r: int, what: dict[int, dict[str, Any]]) -> None:
         """Sign what each worker here states, and close the round."""
-        digests = {}
+        envelopes = {}
         for k, said in what.items():
             common = {"run": self.run, "round": r, "worker": k, "shard": self.roots[k], "previous": self.previous[k]}
             payload = payload_of(kind, {**common, **said}, f"worker {k} after round {r}", digest_json(said["after"]))
-            digests[k] = self.ledger.add(enveloped(payload, self.keys, k), r, k, kind)
-        self.previous = digests
+            envelopes[k] = enveloped(payload, self.keys, k)
+        self.previous = digests = self.ledger.add(envelopes, r, kind)
         all_N = self._of_all(digests)
         line = closed(self.chain, r, [all_N[k] for k in range(self.fleet.num_workers)])
         self.chain = line["chain"]
@@ -204,8 +205,10 @@ class LedgerObserver(Observer):
 def senders_of(protocol: Any, job: Job, r: int) -> dict[int, list[tuple[int, float]]]:
     """Whose rows each worker mixes at the end of round r, and with what weight."""
     mixing = protocol.plan(job, r).mixing
-    if mixing is None:
-        return {}
+    return {} if mixing is None else job.engine.kept(("senders", id(mixing)), mixing, lambda: _of_rows(mixing))
+
+
+def _of_rows(mixing: sparse.csr_array) -> dict[int, list[tuple[int, float]]]:
     places = zip(mixing.indptr, mixing.indptr[1:], strict=False)
     return {
         k: list(zip(mixing.indices[a:b].tolist(), mixing.data[a:b].tolist(), strict=True))

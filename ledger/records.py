@@ -56,10 +56,9 @@ def sent_message(run: str, r: int, worker: int, digest: str) -> bytes:
 def enveloped(payload: bytes, keys: Keys, worker: int) -> dict[str, Any]:
     """The payload in a DSSE envelope, signed by the worker."""
     from securesystemslib.dsse import Envelope
-    from securesystemslib.signer import CryptoSigner
 
     envelope = Envelope(payload, PAYLOAD, {})
-    envelope.sign(CryptoSigner(keys.private[worker]))
+    envelope.sign(keys.signers[worker])
     return envelope.to_dict()
 
 
@@ -155,20 +154,21 @@ class Ledger:
         if self._rounds.path.exists():
             self._closed = {(line["round"], line.get("kind", "round")): line for line in self._rounds.read()}
 
-    def add(self, record: dict[str, Any], r: int, worker: int, kind: str) -> str:
-        """Keep an envelope; its payload's digest. Raises :class:`UsageError` where another was kept before: the run
-        does not come to the same again."""
-        digest = digest_of(base64.b64decode(record["payload"]))
-        then = self._known.get((r, worker, kind))
-        if then is None:
-            self._records.append({"round": r, "envelope": record})
-            self._known[r, worker, kind] = digest
-        elif then != digest:
-            raise UsageError(
-                f"the ledger {self.folder} has another record of worker {worker} after round {r}: this run does not "
-                "come to the same. Give another --ledger folder, or run it with the same code on the same machine."
-            )
-        return digest
+    def add(self, envelopes: Mapping[int, dict[str, Any]], r: int, kind: str) -> dict[int, str]:
+        """Keep the envelopes of some workers; their payloads' digests. Raises :class:`UsageError` where others were kept
+        before: the run does not come to the same again."""
+        digests = {k: digest_of(base64.b64decode(envelope["payload"])) for k, envelope in envelopes.items()}
+        for k, digest in digests.items():
+            if self._known.get((r, k, kind), digest) != digest:
+                raise UsageError(
+                    f"the ledger {self.folder} has another record of worker {k} after round {r}: this run does not "
+                    "come to the same. Give another --ledger folder, or run it with the same code on the same machine."
+                )
+        new = [k for k in envelopes if (r, k, kind) not in self._known]
+        if new:
+            self._records.append(*({"round": r, "envelope": envelopes[k]} for k in new))
+            self._known |= {(r, k, kind): digests[k] for k in new}
+        return digests
 
     def close(self, line: dict[str, Any], kind: str = "round") -> None:
         """Keep the line that closes a round."""

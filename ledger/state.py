@@ -8,7 +8,7 @@ Legend: R rows here, D floats a row, S floats of an optimizer's state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from utils.digest import digest_tensors
 from workers.optimizers import canonical_state, state_from_canonical
 from workers.worker_vision import Fleet
 
+LARGEST_COPY = 64 << 20  # bytes of rows that a thread has in canonical layout at a time
 State = dict[str, str]  # the digests of a worker's tensors, by name
 
 
@@ -36,43 +37,43 @@ class StateDigests:
 
     def rows(self, instead: Mapping[int, Tensor] | None = None) -> dict[int, str]:
         """Of each worker's row. ``instead``: other rows [D] that some send."""
-        fleet, instead = self.fleet, instead or {}
-        workers = list(fleet.owned)
-
-        def digest(worker: int) -> str:
-            return digest_tensors({"row": self._row(instead.get(worker, fleet.rows_RD[worker - fleet.owned.start]))})
-
-        return dict(zip(workers, fleet.engine.map(digest, workers), strict=True))
+        found = dict(zip(self.fleet.owned, self._each("row", self.fleet.rows_RD, self._rows), strict=True))
+        for worker, row_D in (instead or {}).items():
+            if worker in found:
+                found[worker] = digest_tensors({"row": self._rows(row_D[None])[0]})
+        return found
 
     def after(self) -> dict[int, State]:
         """Of each worker's whole state."""
-        fleet, workers = self.fleet, list(self.fleet.owned)
         extra = {name: digest_tensors({name: tensor}) for name, tensor in self._extra().items()}
+        rows = self._each("row", self.fleet.rows_RD, self._rows)
+        states = self._each("state", self.fleet.state_RS, self._states)
+        both = zip(self.fleet.owned, rows, states, strict=True)
+        return {worker: {"row": row, "state": state, **extra} for worker, row, state in both}
 
-        def digest(worker: int) -> State:
-            at = worker - fleet.owned.start
-            row, state = fleet.rows_RD[at], fleet.state_RS[at]
-            return {
-                "row": digest_tensors({"row": self._row(row)}),
-                "state": digest_tensors({"state": self._state(state)}),
-                **extra,
-            }
+    def _each(self, name: str, matrix_RX: Tensor, canonical: Callable[[Tensor], Tensor]) -> list[str]:
+        """The digest of every row of a matrix, some rows a thread at a time."""
+        row_bytes = max(1, matrix_RX[0].numel() * matrix_RX.element_size())
+        at_once = max(1, min(-(-len(matrix_RX) // self.fleet.engine.threads), LARGEST_COPY // row_bytes))
 
-        return dict(zip(workers, fleet.engine.map(digest, workers), strict=True))
+        def digests(rows_nX: Tensor) -> list[str]:
+            return [digest_tensors({name: row_X}) for row_X in canonical(rows_nX)]
+
+        return [digest for part in self.fleet.engine.map(digests, matrix_RX.split(at_once)) for digest in part]
 
     def keep(self, store: Store) -> None:
         """Put all tensors of this instant into the store."""
-        for row, state in zip(self.fleet.rows_RD, self.fleet.state_RS, strict=True):
-            store.put_tensor("row", self._row(row))
-            store.put_tensor("state", self._state(state))
+        for row_1D, state_1S in zip(self.fleet.rows_RD.split(1), self.fleet.state_RS.split(1), strict=True):
+            store.put_tensor("row", self._rows(row_1D)[0])
+            store.put_tensor("state", self._states(state_1S)[0])
         for name, tensor in self._extra().items():
             store.put_tensor(name, tensor)
 
-    def _row(self, row_D: Tensor) -> Tensor:
-        return self.fleet.layout.canonical(row_D.detach().cpu()[None])[0]
+    def _rows(self, rows_nD: Tensor) -> Tensor:
+        return self.fleet.layout.canonical(rows_nD.detach().cpu())
 
-    def _state(self, state_S: Tensor) -> Tensor:
-        return canonical_state(self.fleet.optimizer, self.fleet.layout, state_S.detach().cpu()[None])[0]
+    def _states(self, state_nS: Tensor) -> Tensor:
+        return canonical_state(self.fleet.optimizer, self.fleet.layout, state_nS.detach().cpu())
 
     def _extra(self) -> dict[str, Tensor]:
         return {name: self.fleet.layout.canonical(tensor.cpu()) for name, tensor in self.fleet.extra.items()}

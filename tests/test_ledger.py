@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -398,14 +401,15 @@ def resigned(ledger: Path, keys, changes: dict[tuple[int, int], dict]) -> None:
         (ledger / name).unlink()
     writer, chain, previous = Ledger(ledger), "0" * 64, dict.fromkeys(range(4), "0" * 64)
     for line, records in zip(checked.rounds, checked.records, strict=True):
-        r, kind, digests = line["round"], line["kind"], []
+        r, kind, envelopes = line["round"], line["kind"], {}
         for k in range(4):
             what = {**records[k].what, "previous": previous[k], **changes.get((r, k), {})}
             payload = payload_of(kind, what, f"worker {k} after round {r}", digest_json(what["after"]))
-            digests.append(writer.add(enveloped(payload, keys, k), r, k, kind))
-        closing = closed(chain, r, digests)
+            envelopes[k] = enveloped(payload, keys, k)
+        previous = writer.add(envelopes, r, kind)
+        closing = closed(chain, r, list(previous.values()))
         writer.close(closing, kind)
-        chain, previous = closing["chain"], dict(enumerate(digests))
+        chain = closing["chain"]
 
 
 def received(checked, r: int, k: int, sender: int, row: str, signature: str) -> list[dict]:
@@ -506,7 +510,7 @@ def resign_for(ledger: Path, other: Path, keys: Path) -> None:
         (ledger / name).unlink()
     writer, chain, previous = Ledger(ledger), "0" * 64, dict.fromkeys(range(4), "0" * 64)
     for line in lines:
-        r, kind, digests = line["round"], line["kind"], []
+        r, kind, envelopes = line["round"], line["kind"], {}
         for record in (x for x in records if (x.round, x.kind) == (r, kind)):
             k, what = record.worker, {**record.what, "run": run, "previous": previous[record.worker]}
             signed = {j: signer.sign(j, sent_message(run, r, j, sent_of(records, r, j))).hex() for j in range(4)}
@@ -514,10 +518,11 @@ def resign_for(ledger: Path, other: Path, keys: Path) -> None:
                 what["signature"] = signed[k]
                 what["received"] = [{**got, "signature": signed[got["worker"]]} for got in what["received"]]
             payload = payload_of(kind, what, f"worker {k} after round {r}", digest_json(what["after"]))
-            digests.append(writer.add(enveloped(payload, signer, k), r, k, kind))
-        closing = closed(chain, r, digests)
+            envelopes[k] = enveloped(payload, signer, k)
+        previous = writer.add(envelopes, r, kind)
+        closing = closed(chain, r, list(previous.values()))
         writer.close(closing, kind)
-        chain, previous = closing["chain"], dict(enumerate(digests))
+        chain = closing["chain"]
 
 
 def sent_of(records: list, r: int, worker: int) -> str:
@@ -661,3 +666,34 @@ def test_what_the_command_line_refuses(honest, capsys, words, said):
     assert ledger_main([word.format(ledger=honest) for word in words]) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and said in line
+
+
+# ---- several processes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_processes_sign_for_their_own_workers_alone(tmp_path):
+    """torchrun: each process has the private keys of its workers, and what they write together is one ledger."""
+    make_keys(tmp_path / "keys", 4)
+    for rank, own in enumerate((range(2), range(2, 4))):
+        (tmp_path / f"keys-{rank}").mkdir()
+        for name in ("keys.json", *(f"worker-{k:04d}.pem" for k in own)):
+            shutil.copy(tmp_path / "keys" / name, tmp_path / f"keys-{rank}" / name)
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(Path(main_py.__file__).parent)!r})\n"
+        "import main\n"
+        f"keys = {str(tmp_path / 'keys-')!r} + os.environ['RANK']\n"
+        "sys.exit(main.main([*sys.argv[1:], '--ledger_keys', keys]))\n"
+    )
+    flags = arguments(tmp_path, *SMALL, "--mode", "ring", "--ledger", str(tmp_path / "ledger"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    parts = [(tmp_path / "ledger" / f"records-{p}.jsonl").read_text().splitlines() for p in range(2)]
+    signers = [{json.loads(decoded(line))["predicate"]["worker"] for line in part} for part in parts]
+    assert signers == [{0, 1}, {2, 3}]
+    checked = verify(tmp_path / "ledger")
+    assert checked.ended and replayed(tmp_path / "ledger") == 4 * (len(checked.rounds) - 2)

@@ -32,7 +32,7 @@ from utils.records import metric_of, read_json, read_result, write_json
 from workers import distributed
 
 # What the processes of one run may have each of their own.
-OWN = ("dataset_path", "download", "device", "threads", "quiet")
+OWN = ("dataset_path", "download", "device", "threads", "quiet", "ledger_keys")
 NAMED = ("dataset_name", "model", "protocol", "mode", "num_workers", "dirichlet", "nonIID", "partition", "alpha",
          "shards_per_worker", "seed")  # fmt: skip
 LONGEST_NAME = 100
