@@ -3,11 +3,11 @@
     python -m benchmarks.gaming                              digits, 6 owners, 5 seeds
     python -m benchmarks.gaming --methods cascade size equal
 
-Pictures of the digits are dealt to owners (Dirichlet 0.5), written as files with a manifest, and trained on by federated
-averaging, once honestly and once for each way in which the first owner may cheat; all else is the same. A method's
-values become shares of a budget as ``python -m ledger pay`` makes them (values below 0 count 0). Printed is what
-the cheat changes: the first owner's share (of all its names together) minus its honest one, in percent of the budget,
-mean over seeds with its 95 % interval.
+Pictures of the digits are dealt to owners (Dirichlet 0.5), written as files with a manifest, and trained on by
+federated averaging, once honestly and once for each way in which the first owner may cheat; all else is the same. A
+method's values become shares of a budget as ``python -m ledger pay`` makes them (values below 0 count 0). Printed is
+what the cheat changes: the first owner's share (of all its names together) minus its honest one, in percent of the
+budget, mean over seeds with its 95 % interval.
 """
 
 from __future__ import annotations

@@ -39,8 +39,10 @@ def main(argv: list[str] | None = None) -> int:
         for steps in asked.local_steps:
             settings = {"model": asked.model, "num_workers": asked.workers, "local_steps": steps}
             settings |= {"threads": asked.threads, "min_shard": 5, "epochs": 1000.0, "quiet": True}
-            plain, signed = (stretch(Path(folder) / f"{steps}-{on}", on, settings, asked.rounds) for on in (False, True))
-            found = take_turns({"plain": plain, "ledger": signed}, asked.turns)
+            sides = {"plain": False, "ledger": True}
+            turns = {name: stretch(Path(folder, f"{steps} {name}"), on, settings, asked.rounds)
+                     for name, on in sides.items()}  # fmt: skip
+            found = take_turns(turns, asked.turns)
             ms = {name: 1e3 * sorted(times)[len(times) // 2] / asked.rounds for name, times in found.items()}
             ratio = median_ratio(found["ledger"], found["plain"])
             print(f"| {asked.model} | {asked.workers} | {steps} | {ms['plain']:.1f} | {ms['ledger']:.1f} | "

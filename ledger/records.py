@@ -155,8 +155,8 @@ class Ledger:
             self._closed = {(line["round"], line.get("kind", "round")): line for line in self._rounds.read()}
 
     def add(self, envelopes: Mapping[int, dict[str, Any]], r: int, kind: str) -> dict[int, str]:
-        """Keep the envelopes of some workers; their payloads' digests. Raises :class:`UsageError` where others were kept
-        before: the run does not come to the same again."""
+        """Keep the envelopes of some workers; their payloads' digests. Raises :class:`UsageError` where others were
+        kept before: the run does not come to the same again."""
         digests = {k: digest_of(base64.b64decode(envelope["payload"])) for k, envelope in envelopes.items()}
         for k, digest in digests.items():
             if self._known.get((r, k, kind), digest) != digest:

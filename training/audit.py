@@ -102,8 +102,12 @@ def audit(stage1: Stage1) -> dict[str, Any]:
     for method, scores_n in scores.items():
         predicted_M = scores_n[groups_Mg].sum(1).numpy()
         value, interval = lds(predicted_M, actual_M)
-        methods[method] = {"lds": value, "interval": list(interval), "predicted": predicted_M.tolist()}
+        methods[method] = {
+            "lds": value, "interval": list(interval), "predicted": predicted_M.tolist(),
+            "scores": digest_tensors({"scores": scores_n[stage1.job.train_ids]}),
+        }  # fmt: skip
     record = {
+        "run": stage1.job.identity["digest"],
         "target": config.target,
         "groups": config.audit_groups,
         "fraction": config.audit_fraction,
