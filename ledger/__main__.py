@@ -9,6 +9,8 @@
     them python -m ledger dispute audit/run1 theirs/run1                   where two ledgers part, and who is convicted
     python -m ledger open audit/run1 --worker 3 --round 7 --keys audit/run1-keys --out opening.json
     python -m ledger judge audit/run1 opening.json                    an accused worker shows one round, and is judged
+    python -m ledger pay results/run1 --method cascade --budget 1000000
+    python -m ledger demo                                             all of it, on the digits
 
 Exit codes: 0 all is well, 1 something is wrong with the ledger, 2 the command has to be changed.
 """
@@ -94,6 +96,27 @@ def _parser() -> argparse.ArgumentParser:
     parted = command("dispute", settle, "two ledgers of one run: the first round that differs, and who is convicted")
     parted.add_argument("ledger", metavar="LEDGER", help="yours")
     parted.add_argument("theirs", metavar="THEIRS", help="the other party's")
+    paid = command("pay", pay_run, "pay workers by values that were audited, on a chain here or at --rpc")
+    paid.add_argument("run", metavar="RUN", help="folder of the run: results/NAME")
+    paid.add_argument("--method", default="cascade", metavar="NAME", help="cascade, dice, delete, if, ddval [cascade]")
+    paid.add_argument("--budget", type=int, required=True, metavar="N", help="units of the token")
+    paid.add_argument("--min_lds", type=float, default=0.3, metavar="X", help="the audit's LDS must be above it [0.3]")
+    paid.add_argument("--max_l1", type=float, default=0.2, metavar="X", help="ddval: its error must be below it [0.2]")
+    paid.add_argument("--force", action="store_true", help="pay whatever the audit says")
+    paid.add_argument("--ledger", metavar="LEDGER", help="the run's ledger (default: as the run says)")
+    paid.add_argument("--rpc", metavar="URL", help="an Ethereum node (default: a chain in this process, which shows "
+                      "what would be paid); private keys of accounts are read from LEDGER_ACCOUNTS")  # fmt: skip
+    paid.add_argument("--rewards", metavar="0x...", help="its contract (default: deploy a new one)")
+    paid.add_argument("--addresses", nargs="+", metavar="0x...", help="of workers (default: as they signed)")
+    paid.add_argument("--nonce", type=int, default=0, metavar="N", help="to pay the same run again [0]")
+    claimed = command("claim", claim_one, "claim one worker's amount")
+    claimed.add_argument("run", metavar="RUN", help="folder of the run, with payout.json")
+    claimed.add_argument("--worker", type=int, required=True, metavar="K", help="whose")
+    claimed.add_argument("--rpc", required=True, metavar="URL", help="the node")
+    shown = command("demo", demonstrate, "all of it: digits, two workers with wrong labels, a minute")
+    shown.add_argument("--results_dir", default="results", metavar="FOLDER", help="folder of all runs [results]")
+    shown.add_argument("--overwrite", action="store_true", help="start it anew")
+    shown.add_argument("--quiet", action="store_true", help="no progress bars")
     for one in (check, parted, opened, judged):
         one.add_argument("--dataset_path", metavar="FOLDER", help="where the data are here")
         one.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -192,6 +215,48 @@ def decide(arguments: argparse.Namespace) -> int:
     except Wrong as error:
         print(error)
         return WRONG
+    return 0
+
+
+def pay_run(arguments: argparse.Namespace) -> int:
+    """``pay``"""
+    from ledger import paying
+    from ledger.amounts import MAX_BUDGET
+    from ledger.audited import METHODS, audited
+    from utils.errors import UsageError, unknown_name
+    from visualization.ledger import plot_payout
+
+    if arguments.method not in METHODS:
+        raise unknown_name("--method", arguments.method, METHODS)
+    if not 0 < arguments.budget <= MAX_BUDGET:
+        raise UsageError(f"--budget {arguments.budget}: it must be from 1 to {MAX_BUDGET}.")
+    folder = Path(arguments.run)
+    bounds = {"min_lds": arguments.min_lds, "max_l1": arguments.max_l1, "force": arguments.force}
+    found = audited(folder, arguments.method, **bounds, ledger=arguments.ledger and Path(arguments.ledger))
+    for doubt in found.doubts:
+        print(f"forced, though {doubt}", file=sys.stderr)
+    where = {"rpc": arguments.rpc, "rewards": arguments.rewards, "accounts": arguments.addresses}
+    record = paying.pay(folder, found, arguments.budget, **where, nonce=arguments.nonce)
+    print(paying.table(record))
+    print(f"{folder / paying.PAYOUT}, {plot_payout(folder)}"
+          + ("; a simulation: nothing was paid (--rpc URL pays)" if arguments.rpc is None else ""))  # fmt: skip
+    return 0
+
+
+def claim_one(arguments: argparse.Namespace) -> int:
+    """``claim``"""
+    from ledger.paying import claim
+
+    gas = claim(Path(arguments.run), arguments.worker, arguments.rpc)
+    print(f"worker {arguments.worker} has got what it is owed ({gas:,} gas)")
+    return 0
+
+
+def demonstrate(arguments: argparse.Namespace) -> int:
+    """``demo``"""
+    from ledger.demo import demo
+
+    demo(arguments.results_dir, arguments.overwrite, arguments.quiet)
     return 0
 
 
