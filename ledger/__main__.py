@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     judged = command("judge", decide, "an opening: is the worker cleared or convicted?")
     judged.add_argument("ledger", metavar="LEDGER", help="folder of --ledger")
     judged.add_argument("opening", metavar="OPENING", help="file of 'open'")
+    judged.add_argument("--deadline_passed", action="store_true", help="who has not opened by now is convicted")
     parted = command("dispute", settle, "two ledgers of one run: the first round that differs, and who is convicted")
     parted.add_argument("ledger", metavar="LEDGER", help="yours")
     parted.add_argument("theirs", metavar="THEIRS", help="the other party's")
@@ -208,6 +209,9 @@ def decide(arguments: argparse.Namespace) -> int:
     from ledger.replay import job_of
     from ledger.verify import Wrong, verify
 
+    if arguments.deadline_passed and not Path(arguments.opening).exists():
+        print(f"there is no {arguments.opening}, and the time for it has passed: who was to open it is convicted")
+        return WRONG
     opening = read_opening(Path(arguments.opening))
     try:
         checked = verify(Path(arguments.ledger))

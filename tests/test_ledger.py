@@ -583,6 +583,13 @@ def test_an_opening_clears_an_honest_worker_without_any_other_sample(copied, hon
         judge_opening(checked, blind, {**opening, "samples": [other, *opening["samples"][1:]]})
 
 
+def test_silence_convicts_once_the_time_has_passed(honest, tmp_path, capsys):
+    words = ["judge", str(honest), str(tmp_path / "opening.json")]
+    assert ledger_main(words) == 2
+    assert ledger_main([*words, "--deadline_passed"]) == 1
+    assert "convicted" in capsys.readouterr().out
+
+
 def test_an_opening_convicts_who_sent_something_else(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         dishonest(patched, Cheater, "poisoned")
