@@ -43,6 +43,14 @@ def predict() -> int:
     return main()
 
 
+def job() -> int:
+    """``decentralized-job``: python -m training.job."""
+    begin()
+    from training.job import main
+
+    return main()
+
+
 def homogeneous() -> int:
     """``decentralized-homogeneous``: python -m homogeneous."""
     begin()

@@ -72,7 +72,7 @@ BAD_PRUNING: dict[str, tuple[str, ...]] = {
     "methods": ("noprune", "no-such-thing", "if dicee"),
     "audit_groups": (*COUNT, "2"),
     "audit_fraction": (*SHARE, "1"),
-    "cluster": ("here", "local", "tcp:"),
+    "cluster": ("here", "local", "tcp:", "recipes:2"),
 }
 
 # Values that only the run can judge: tried with what else they need.

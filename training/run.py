@@ -184,13 +184,14 @@ def clear(run_dir: Path) -> None:
 
 
 def remove_run(run_dir: Path) -> None:
-    """Delete a run, and what was computed from it and lies beside it: scores, audits, comparisons, their pictures.
+    """Delete a run, and what was computed from it and lies beside it: scores, audits, jobs, comparisons, pictures.
     (A stage 2 is a run of its own; it stays, and is refused by a stage 1 that it does not stand on.)"""
     shutil.rmtree(run_dir)
     if run_dir.name != "stage1":
         return
     folder = run_dir.parent
-    shutil.rmtree(folder / "influence", ignore_errors=True)
+    for name in ("influence", "jobs"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     above = OVER_SEEDS if re.fullmatch(r"seed-\d+", folder.name) else ()
     for file in [f for p in DERIVED for f in folder.glob(p)] + [f for p in above for f in folder.parent.glob(p)]:
         file.unlink()

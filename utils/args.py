@@ -391,7 +391,7 @@ def parse(config_class: type[C], argv: Sequence[str] | None, description: str, v
         config = config_class(**given)
     else:
         record = read_recorded(given["config"])
-        config = config_class(**{**recorded_fields(given["config"], record, hints), **given})
+        config = config_class(**{**recorded_fields(f"--config {given['config']}", record, hints), **given})
         config = dataclasses.replace(config, **recorded_files(given["config"], record, config, given))
     if not varied:
         check_given(config, given)

@@ -97,6 +97,11 @@ PROTOCOLS = {  # a subclass of training.protocols.Protocol
     "chained": "training.protocols.chained:Chained",
 }
 
+JOBS = {  # (Job, work) -> JSON: training/recipe.py
+    "coalitions": "valuation.truth:coalitions",
+    "retrainings": "training.retrain:retrainings",
+}
+
 VALUATIONS = {  # (Study) -> a value for each institution: valuation/methods.py
     "ddval": "valuation.methods:ddval",
     "knn_game": "valuation.methods:knn_game",

@@ -38,6 +38,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel ov
 def main(argv: list[str] | None = None) -> int:
     """Parse, train, value, compare, draw. Returns the exit code."""
     from utils.args import parse
+    from utils.awaited import AWAITS, ResultsMissing
     from utils.errors import UsageError, refusal
     from valuation.args import ValuationConfig
 
@@ -54,6 +55,10 @@ def main(argv: list[str] | None = None) -> int:
             run(config, folder / "valuation")
     except (UsageError, OSError) as error:
         return refusal(error)
+    except ResultsMissing as awaited:
+        again = "The same command" + (" with --resume instead of --overwrite" if config.overwrite else " with --resume")
+        print(awaited.what_to_do("The same command" if config.resume else again))
+        return AWAITS
     except KeyboardInterrupt:
         print("interrupted; coalitions that have ended are kept: --resume goes on", file=sys.stderr)
         return STOPPED
@@ -62,17 +67,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     """All seeds; returns what summary.json holds, or valuation.json of the only seed."""
+    from utils.awaited import each
     from utils.records import write_json
     from valuation.comparison import over_seeds, table_over_seeds
 
     if config.seeds == 1:
         return value(config, folder)
     claim_seeds(config, folder)
-    records = []
-    for seed in range(config.seed, config.seed + config.seeds):
-        records.append(value(dataclasses.replace(config, seed=seed, seeds=1), folder / f"seed-{seed}"))
-    summary = over_seeds(records)
     seeds = list(range(config.seed, config.seed + config.seeds))
+    records = each(lambda seed: value(dataclasses.replace(config, seed=seed, seeds=1), folder / f"seed-{seed}"), seeds)
+    summary = over_seeds(records)
     write_json(folder / "summary.json", {"seeds": seeds, "methods": summary})
     if summary:
         print(f"\n{table_over_seeds(summary, config.seeds)}")

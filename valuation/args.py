@@ -49,8 +49,8 @@ class ValuationConfig(Config):
         "estimated from", check=POSITIVE, changes_results=False,
     )
     cluster: str | None = flag(
-        None, "valuation", "train coalitions elsewhere: local:K processes here, slurm:K jobs, or a Dask scheduler's "
-        "tcp:// or tls://", changes_results=False,
+        None, "valuation", "train coalitions elsewhere: local:K processes here, slurm:K jobs, a Dask scheduler's "
+        "tcp:// or tls://, or recipes that you run", changes_results=False,
     )
     cluster_options: str | None = flag(
         None, "valuation", "--cluster slurm:K: a YAML file with queue, memory, walltime, job_extra_directives",
