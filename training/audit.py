@@ -48,10 +48,11 @@ def actual_changes(stage1: Stage1, groups_Mg: Tensor) -> tuple[np.ndarray, float
     fleets = [fleet.tolist() for fleet in fleets if not kept.values.keys() >= set(fleet.tolist())]
     what = {"rounds": rounds, "target": config.target}
     recipes = [Recipe.of("retrainings", job, {**what, "removed": [removed[i] for i in fleet]}) for fleet in fleets]
-    count, quiet = len(removed) - len(kept.values), config.quiet or config.cluster is not None
-    with bar(len(fleets) * rounds, f"audit: {count} retrainings", "round", quiet) as ticks:
+    count = len(removed) - len(kept.values)
+    with bar(len(fleets) * rounds, f"audit: {count} retrainings", "round", config.quiet) as ticks:
         for f, values in completed(config.cluster, recipes, stage1.folder / "jobs" / kept.path.stem):
             kept.add(fleets[f], [float(value) for value in values])
+            ticks.update(rounds)
         for fleet in fleets:  # what was done nowhere else is done here
             if missing := [i for i in fleet if i not in kept.values]:
                 masks_Mn = masks_without(job.sample_weights_n, [removed[i] for i in missing])

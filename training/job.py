@@ -68,9 +68,13 @@ def run(asked: argparse.Namespace) -> None:
         for path in missing:
             recipe = recipes[path]
             if not result_there(recipe, path):  # another process may have been faster
-                if before is None or not recipe.same_run(before):
-                    job, before = recipe.job(asked.quiet or not alone), recipe
-                write_json(result_path(path), recipe.result(job))
+                try:
+                    if before is None or not recipe.same_run(before):
+                        job, before = recipe.job(asked.quiet or not alone), recipe
+                    result = recipe.result(job)
+                except UsageError as error:
+                    raise UsageError(f"{path}: {error}") from error
+                write_json(result_path(path), result)
             ticks.update(1)
     there = len(files) - len(missing)
     print(f"{len(missing)} done" + (f", {there} {'was' if there == 1 else 'were'} there" if there else ""))

@@ -34,6 +34,7 @@ from utils.registry import JOBS, load
 
 RESULT = ".result.json"
 DIRECTIONS = ("dataset_path", "download", "deterministic")  # fields that change no numbers, and that a job needs
+HINTS = typing.get_type_hints(Config)
 KINDS = {"kind": str, "run": str, "execution": dict, "decisions": dict, "work": dict}
 
 
@@ -124,9 +125,9 @@ def parse_recipe(text: str | bytes, source: str) -> Recipe:
         whole = False
     if not whole:
         raise UsageError(f"{source} is no recipe, or a damaged one: the command that wrote it writes it again.")
-    choose(JOBS, parts["kind"], "kind of job")
-    fields = recorded_fields(source, {"config": fields, "execution": {}}, typing.get_type_hints(Config))
+    fields = recorded_fields(source, {"config": fields, "execution": {}}, HINTS)
     try:
+        choose(JOBS, parts["kind"], "kind of job")
         return Recipe(**parts | {"execution": execution}, config=Config(**fields))
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from error
