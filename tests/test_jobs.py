@@ -311,11 +311,14 @@ def test_a_folder_holds_what_is_to_do_and_what_is_done(tmp_path):
 def test_all_is_tried_before_what_is_missing_is_told():
     def work(i: int) -> int:
         if i % 2:
-            raise ResultsMissing({Path(str(i)): (i, 5)})
+            raise ResultsMissing({Path(f"it's {i}"): (i, 5)})
         return i
 
     assert each(work, [0, 2]) == [0, 2]
     with pytest.raises(ResultsMissing) as found:
         each(work, [0, 1, 2, 3])
     text = found.value.what_to_do("The same command")
-    assert "4 of 10 results" in text and "python -m training.job 1 3\n" in text and "--array=0-9" in text
+    alone, array = (shlex.split(line) for line in text.splitlines() if line.startswith("  "))
+    assert "4 of 10 results" in text and alone == ["python", "-m", "training.job", "it's 1", "it's 3"]
+    assert array[:3] == ["sbatch", "--array=0-9", "--output=it's 1/part-%a.log"]
+    assert shlex.split(array[4]) == [*alone, "--part", "$SLURM_ARRAY_TASK_ID/10"]
