@@ -133,7 +133,9 @@ class Rewards(RuleBasedStateMachine):
         for round in range(self.round(run) + 1):
             self.attempt("release_challenger", id, round, index, by=self.game.stranger)
 
-    @rule(seconds=st.sampled_from((PERIODS.response, PERIODS.reveal, PERIODS.dispute + PERIODS.response, PERIODS.claim)))
+    @rule(
+        seconds=st.sampled_from((PERIODS.response, PERIODS.reveal, PERIODS.dispute + PERIODS.response, PERIODS.claim))
+    )
     def wait(self, seconds):
         self.game.chain.wait_until(self.game.chain.now + seconds)
 
