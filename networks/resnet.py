@@ -24,6 +24,9 @@ def _resnet(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> n
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
     if max(size) <= 32:
         model.maxpool = nn.Identity()
+    model.flatten = nn.Flatten()  # as forward() does
+    layers = ("layer1", "layer2", "layer3", "layer4")
+    model.blocks = ("conv1", "bn1", "relu", "maxpool", *layers, "avgpool", "flatten", "fc")
     return model
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from data.batches import Batches, Samples, SequenceSamples
 from data.dataset_loader import Dataset
 from data.task import Task
 from networks import load_model
+from training import split
 from training.deal import deal, kept_shards, read_sample_ids, warn_outside
 from training.execution import (
     Execution,
@@ -31,6 +32,7 @@ from training.execution import (
     use_one_thread_an_operator,
 )
 from training.identity import Identity, check_replay, identity_of
+from training.split import in_processes, stages_of
 from utils.args import Config
 from utils.errors import UsageError
 from utils.provenance import provenance
@@ -41,6 +43,7 @@ from utils.virtual_time import VirtualTime
 from workers import distributed
 from workers.engine import Engine
 from workers.robust import Byzantine, parse_byzantine
+from workers.stages import Stage, StagedFleet
 from workers.tuning import products, splits
 from workers.worker_vision import Fleet
 
@@ -74,6 +77,7 @@ class Job:
     model: nn.Module
     engine: Engine
     initial_ND: Tensor
+    stages: list[Stage]
     corruption: dict[str, Any]
     decisions: dict[str, list] = field(default_factory=dict)
     _kept: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -153,8 +157,7 @@ class Job:
     def make_fleet(self, weights_Mn: Tensor | None = None) -> Fleet:
         """A fleet at the start of the run; ``weights_Mn`` for several replicas (default: one). Under torchrun
         the part of it that lives in this process."""
-        kind = distributed.ShardedFleet if distributed.started() and weights_Mn is None else Fleet
-        fleet = kind(
+        fleet = self._kind(whole=weights_Mn is not None)(
             self.engine,
             self.initial_ND,
             self.samples,
@@ -166,6 +169,20 @@ class Job:
         if self.byzantine is not None:
             fleet.uncounted = frozenset(self.byzantine.workers)
         return fleet
+
+
+    def _kind(self, whole: bool) -> Callable[..., Fleet]:
+        """What makes a fleet of this run. ``whole``: of several replicas, all here and unsplit, which gives the same
+        numbers."""
+        if whole:
+            return Fleet
+        if in_processes(self.config):
+            from workers.pipeline import PipelineFleet  # takes long to load
+
+            return partial(PipelineFleet, stages=self.stages, schedule=self.config.schedule)
+        if self.stages:
+            return partial(StagedFleet, stages=self.stages)
+        return distributed.ShardedFleet if distributed.started() else Fleet
 
 
 def build(config: Config, execution: Execution | None = None, kept_ids: Tensor | None = None) -> Job:
@@ -213,6 +230,7 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
         model=models[0],
         engine=engine,
         initial_ND=engine.rows(models, samples.dtype).to(device),
+        stages=stages_of(config, models[0], engine.layout, samples.shape, execution),
         corruption=dealt.corruption,
     )
 
@@ -281,6 +299,8 @@ def describe(job: Job) -> dict[str, Any]:
     task = job.dataset.task
     record = {"config": job.config.to_json(), "execution": vars(job.execution), **provenance()}
     record["task"] = {**task.record(), "metrics": [vars(metric) for metric in task.metrics]}
+    if job.stages:
+        record["stages"] = split.record(job.stages)
     if job.owners is not None:
         record["owners"] = [job.dataset.owners.names[g] for g in job.owners]
     return {**record, "files": job.identity["files"], "identity": identity}

@@ -44,8 +44,9 @@ def first_execution(config: Config, model: nn.Module, samples: Samples, batches:
     threads = config.threads or max(1, len(os.sched_getaffinity(0)) // here)
     if device.type == "cuda":
         threads = here = 1  # a GPU is fed by one thread, and what it batches does not depend on the cores beside it
+    engine = IN_PARTS[0] if config.stages > 1 and config.engine == "auto" else config.engine
     chosen = choose_execution(
-        model, samples, batches, config.engine, config.channels_last, threads, device, autocast_of(config),
+        model, samples, batches, engine, config.channels_last, threads, device, autocast_of(config),
         optimizer_of(config),
     )
     engine, channels_last = distributed.share_json(chosen)
@@ -67,6 +68,8 @@ def first_parts(
 ) -> int:
     """Parts that a batch is cut into: as ``--batch_parts`` says, or by the rule, which reads how many workers train at
     a time and the threads of all processes here."""
+    if config.stages > 1:
+        return config.microbatches
     if config.batch_parts is None:
         at_once = load_protocol(config.protocol).workers_at_once(config)
         return batch_parts(model, samples.shape, int(batches.sizes_N.max()), at_once, threads, engine)

@@ -24,6 +24,7 @@ from training.observers import observers_of
 from training.protocols import load_protocol
 from training.result import save_result
 from training.round_losses import LateLosses
+from training.split import bytes_a_sample, in_words
 from utils.early_stopping import EarlyStopping
 from utils.progress import Progress, bar, ignored
 from utils.records import write_json, write_labels, write_partition, write_sources
@@ -84,6 +85,7 @@ class Trainer:
             for observer in self.observers:
                 observer.begin(self)
                 begun.callback(observer.close)
+            begun.enter_context(distributed.needing(self.fleet.others))
             distributed.barrier()
             self.run()
             summary = self.finish()
@@ -172,6 +174,7 @@ class Trainer:
 
     def _evaluate(self, lr: float, seconds: float = 0.0) -> None:
         """Measure, tell observers a line of metrics, and decide about stopping."""
+        self.fleet.restack()
         of_workers, of_model = self.measure(self.job.samples, self.job.val_ids, self.evaluations.of_workers)
         counted_N = self.fleet.counted()
         line = {
@@ -186,13 +189,18 @@ class Trainer:
             "seconds": seconds,
             "virtual_seconds": self.virtual_seconds,
             "messages": self.messages,
-            "bytes": self.messages * self.job.virtual_time.row_bytes,
+            "bytes": self._bytes(),
         }
         for observer in self.observers:
             observer.evaluation(line)
         self._losses = []
         if self.done > 0:
             self.stopped = distributed.share_json(self.stopping.update(line["consensus_val_loss"]))
+
+    def _bytes(self) -> int:
+        """Rows that were sent, and what went between stages."""
+        between = bytes_a_sample(self.job.stages, self.job.samples.dtype.itemsize)
+        return self.messages * self.job.virtual_time.row_bytes + self.samples * between
 
     def measure(
         self, samples: Samples, ids_m: Tensor, most_of_workers: int, progress: Progress = ignored
@@ -239,12 +247,15 @@ class Trainer:
         self._last_checkpoint = time.monotonic()
 
     def _write(self, folder: str, state: dict[str, Any], keep: int | None = checkpoint.KEEP) -> None:
+        self.fleet.restack()
+        if self.fleet.part is None:
+            distributed.barrier()
+            return
         checkpoint.write(
             self.run_dir / folder,
             checkpoint.Checkpoint(self.done, checkpoint.snapshot(self.fleet), state, self.job.identity["digest"]),
             keep,
-            distributed.rank(),
-            distributed.world(),
+            *self.fleet.part,
             distributed.barrier,
         )
 
@@ -268,7 +279,7 @@ class Trainer:
             "seconds": self.seconds,
             "virtual_seconds": self.virtual_seconds,
             "messages": self.messages,
-            "bytes": self.messages * job.virtual_time.row_bytes,
+            "bytes": self._bytes(),
             **job.decisions,
         }
         return save_result(job, self.fleet, self.model(), self.run_dir, summary)
@@ -280,7 +291,8 @@ def headline(job: Job, rounds: int) -> str:
     shape = " x ".join(map(str, data.inputs_n.shape[1:]))
     graph = f" on {config.mode}" if config.protocol == "gossip" else ""
     execution = [job.execution.device, job.execution.engine, "channels_last" if job.execution.channels_last else ""]
-    execution += [f"batches in {job.execution.batch_parts} parts"] if job.execution.batch_parts > 1 else []
+    parts = job.execution.batch_parts
+    execution += [f"batches in {parts} parts" if parts > 1 and not job.stages else in_words(config, job.stages, parts)]
     lines = [
         f"{data.name}: {len(job.train_ids):,} training, {len(job.val_ids):,} validation and "
         f"{len(data.test_targets_m):,} test samples {data.task.what}, {shape}; "

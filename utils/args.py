@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from utils.contradictions import check_together
 from utils.effects import check_given
-from utils.errors import UsageError
 from utils.flags import (
     BELOW_ONE,
     FRACTION,
@@ -247,6 +247,24 @@ class Config:
         changes_results=False,
     )
 
+    # split
+    stages: int = flag(
+        1, "split", "stages that the network is cut into; under torchrun a process each", check=POSITIVE,
+        changes_results=False,
+    )
+    microbatches: int = flag(
+        1, "split", "--stages: parts of a batch, on which the stages work side by side", check=POSITIVE,
+        changes_results=False,
+    )
+    schedule: str = flag(
+        "gpipe", "split", "--stages: all forward passes first (gpipe), or one forward, one backward (1f1b)",
+        choices=("gpipe", "1f1b"), changes_results=False,
+    )
+    split_at: tuple[str, ...] = flag(
+        (), "split", "--stages: the module that each stage but the first begins with (default: by multiplications)",
+        changes_results=False,
+    )
+
     # run
     protocol: str = flag(
         "gossip", "run", "who averages: neighbours, nobody, a server, or one after the other", choices=tuple(PROTOCOLS)
@@ -298,31 +316,7 @@ class Config:
 
     def check(self) -> None:
         """Settings that do not go together."""
-        if self.mode == "file" and not self.topology_file:
-            raise UsageError("--mode file needs --topology_file FILE (an edge list or a matrix).")
-        if self.protocol == "chained" and self.chain_order == "policy" and not self.policy:
-            raise UsageError("--chain_order policy needs --policy FILE (agent.safetensors of python -m homogeneous).")
-        if self.partition == "sizes" and not self.sizes:
-            raise UsageError("--partition sizes needs --sizes: how much each worker has, as in --sizes 1 2 4.")
-        for name in ("sizes",) * (self.partition == "sizes") + ("worker_flips",):
-            given, wanted = len(getattr(self, name)), self.num_workers
-            if given and wanted is not None and given != wanted:
-                raise UsageError(f"--{name} has {given} numbers: it needs one for each of {wanted} workers.")
-        if self.run_name is not None:
-            check_run_name(self.run_name)
-        if self.resume and self.overwrite:
-            raise UsageError("--resume and --overwrite contradict each other: choose one.")
-        if self.ledger is not None and self.seeds > 1:
-            raise UsageError("--ledger is of one run: leave out --seeds.")
-        if list(self.milestones) != sorted(self.milestones):
-            raise UsageError("--milestones must be increasing epochs.")
-
-        robust = self.aggregation != "mean" or self.byzantine is not None or self.on_bad_worker == "isolate"
-        if robust and self.protocol != "gossip":
-            raise UsageError(
-                "--aggregation, --byzantine and --on_bad_worker isolate are about gossip: leave out "
-                f"--protocol {self.protocol}."
-            )
+        check_together(self)
 
     @property
     def partition_kind(self) -> str:
@@ -345,16 +339,6 @@ class Config:
         """The fields that change the numbers of a run (what 'the same configuration' means)."""
         values = self.to_json()
         return {f.name: values[f.name] for f in dataclasses.fields(self) if f.metadata["changes_results"]}
-
-
-def check_run_name(name: str) -> None:
-    """Raises :class:`UsageError` unless the name is that of a folder in --results_dir (or in folders in it)."""
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise UsageError(
-            f"--run_name {name!r} is no folder inside --results_dir: give a name, as in --run_name first, and the "
-            "place with --results_dir."
-        )
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -186,6 +186,8 @@ EFFECTS: tuple[Effect, ...] = (
     ),
     Effect(("threads",), lambda c: c.engine not in ("loop", "graph"), "--engine {engine} takes one thread"),
     Effect(("threads",), lambda c: not c.device.startswith("cuda"), "a GPU is fed by one thread"),
+    Effect(("microbatches", "schedule", "split_at"), lambda c: c.stages > 1, "it needs --stages 2 or more"),
+    Effect(("batch_parts",), lambda c: c.stages == 1, "--microbatches cuts the batches of a split run"),
     # main_pruned.py
     Effect(
         ("stage1_dir",),
@@ -285,7 +287,7 @@ ALWAYS = frozenset(
     dataset_name image_size val_fraction max_train augment flip_labels worker_flips bad_data drop_samples keep_samples
     partition pretrained init num_workers byzantine on_bad_worker speed_spread step_ms finetune epochs batch_size lr
     optimizer momentum wd scheduler warmup_step max_rounds patience device dtype seed seeds deterministic engine
-    protocol config batch_parts resume checkpoint_every eval_every plots tensorboard ledger quiet stage model_A
+    protocol config stages resume checkpoint_every eval_every plots tensorboard ledger quiet stage model_A
     """.split()
 )
 

@@ -10,9 +10,10 @@ Legend: N workers, p processes, n rows here, h foreign rows, D floats a row.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -29,6 +30,7 @@ from workers.mixing import is_average, is_dense, mix_rows
 from workers.worker_vision import Fleet
 
 JOIN, WAIT = timedelta(seconds=60), timedelta(minutes=30)  # for the connection, and for what others compute
+STEP = timedelta(minutes=5)  # for what another stage of the same step computes
 
 
 def started() -> bool:
@@ -129,6 +131,19 @@ def agree(parts: dict[str, Any], what: str) -> None:
             )
 
 
+@contextlib.contextmanager
+def needing(others: str) -> Iterator[None]:
+    """Where a peer is gone or silent for too long while the block waits for it: a :class:`UsageError` that names it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0].rpartition("] ")[2]
+        line = f"{others} no longer answers ({reason}): --resume goes on from the last checkpoint."
+        raise UsageError(line) from error
+
+
 class ShardedFleet(Fleet):
     """The rows of one process. ``crossed_bytes``: what this process has sent to others so far."""
 
@@ -140,6 +155,17 @@ class ShardedFleet(Fleet):
         self._blocks = [block(self.num_workers, p, world()) for p in range(world())]
         self._plans: dict[int, tuple] = {}
         self.crossed_bytes = 0
+
+    @property
+    def others(self) -> str:
+        """See :class:`Fleet`."""
+        peers = [str(p) for p in range(world()) if p != rank()]
+        return f"process {' or '.join(peers)} of {world()}"
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """Each process writes its rows."""
+        return rank(), world()
 
     # ---- meeting --------------------------------------------------------------------------------
 

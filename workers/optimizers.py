@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workers.engine import Engine
-from workers.row_layout import RowLayout
+from workers.row_layout import Entry, RowLayout
 
 
 class Optimizer(Protocol):
@@ -101,20 +101,20 @@ def state_size(optimizer: Optimizer, layout: RowLayout) -> int:
 
 def canonical_state(optimizer: Optimizer, layout: RowLayout, state_RS: Tensor) -> Tensor:
     """The state as files hold it: every moment as :meth:`RowLayout.canonical` has it, then the steps."""
-    moments, steps_R1 = _parts(optimizer, layout.P, state_RS)
+    moments, steps_R1 = moments_of(optimizer, layout.P, state_RS)
     parts = [layout.canonical(moment_RP) for moment_RP in moments]
     return parts[0] if len(parts) == 1 else torch.cat([*parts, steps_R1], 1)
 
 
 def state_from_canonical(optimizer: Optimizer, layout: RowLayout, stored_R: Tensor) -> Tensor:
     """The inverse."""
-    moments, steps_R1 = _parts(optimizer, layout.num_parameters, stored_R)
+    moments, steps_R1 = moments_of(optimizer, layout.num_parameters, stored_R)
     parts = [layout.from_canonical(moment_RP) for moment_RP in moments]
     rest = stored_R.new_zeros(len(stored_R), layout.align - 1)
     return parts[0] if len(parts) == 1 else torch.cat([*parts, steps_R1, rest], 1)
 
 
-def _parts(optimizer: Optimizer, width: int, state: Tensor) -> tuple[list[Tensor], Tensor]:
+def moments_of(optimizer: Optimizer, width: int, state: Tensor) -> tuple[list[Tensor], Tensor]:
     """The moments, and the number of steps [R, 1] or [R, 0]."""
     if optimizer.moments == 1 and not optimizer.counts:  # SGD, many times a second
         return [state], state[:, :0]
@@ -125,12 +125,13 @@ def _parts(optimizer: Optimizer, width: int, state: Tensor) -> tuple[list[Tensor
 @torch.no_grad()
 def descend(
     engine: Engine, optimizer: Optimizer, leaves: list[Tensor], gradients: Sequence[Tensor], rows_nD: Tensor,
-    state_nS: Tensor, lr: float | Tensor,
+    state_nS: Tensor, lr: float | Tensor, entries: Sequence[Entry] | None = None,
 ) -> None:
-    """A local step of a chunk. ``leaves``, ``gradients``: as :meth:`Engine.leaves` has them. The kernels walk raw
-    memory, so whatever they get must lie in memory alike."""
+    """A local step of a chunk. ``leaves``, ``gradients``: as :meth:`Engine.leaves` has them. ``entries``: what they are
+    of the row (default: all of it; a part is for chunks of one worker). The kernels walk raw memory, so whatever they
+    get must lie in memory alike."""
     layout = engine.layout
-    moments, steps_n1 = _parts(optimizer, layout.P, state_nS)
+    moments, steps_n1 = moments_of(optimizer, layout.P, state_nS)
     if optimizer.counts:
         steps_n1 += 1
     if not engine.batched:
@@ -138,7 +139,7 @@ def descend(
         like = zip(gradients, parameters, strict=True)
         lying = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for g, p in like]
         steps = [steps_n1[0, 0].float()] * len(parameters) if optimizer.counts else []
-        optimizer.update(parameters, lying, [engine.views(layout.parameters, m) for m in moments], steps, lr)
+        optimizer.update(parameters, lying, [engine.views(entries or layout.parameters, m) for m in moments], steps, lr)
         return
     gradient_nP = layout.unfilled(moments[0])
     for entry, gradient in zip(layout.parameters, gradients, strict=True):

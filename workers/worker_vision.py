@@ -107,6 +107,19 @@ class Fleet:
         """Values of the rows here as values of all rows, wherever they live."""
         return values_R
 
+    @property
+    def others(self) -> str:
+        """The processes that this one cannot go on without, in words."""
+        return "nobody"
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """Which part of how many of a checkpoint this process writes (None: none)."""
+        return 0, 1
+
+    def restack(self) -> None:
+        """See to it that the rows here are whole: before anybody but :meth:`step` reads them."""
+
     # ---- local training -------------------------------------------------------------------------
 
     def schedule(self, steps_N: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,69 @@
+"""Settings of main.py that do not go together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.errors import UsageError
+
+if TYPE_CHECKING:
+    from utils.args import Config
+
+
+def check_together(config: Config) -> None:
+    """Raises :class:`UsageError` where two settings of a configuration contradict each other."""
+    if config.mode == "file" and not config.topology_file:
+        raise UsageError("--mode file needs --topology_file FILE (an edge list or a matrix).")
+    if config.protocol == "chained" and config.chain_order == "policy" and not config.policy:
+        raise UsageError("--chain_order policy needs --policy FILE (agent.safetensors of python -m homogeneous).")
+    if config.partition == "sizes" and not config.sizes:
+        raise UsageError("--partition sizes needs --sizes: how much each worker has, as in --sizes 1 2 4.")
+    for name in ("sizes",) * (config.partition == "sizes") + ("worker_flips",):
+        given, wanted = len(getattr(config, name)), config.num_workers
+        if given and wanted is not None and given != wanted:
+            raise UsageError(f"--{name} has {given} numbers: it needs one for each of {wanted} workers.")
+    if config.run_name is not None:
+        check_run_name(config.run_name)
+    if config.resume and config.overwrite:
+        raise UsageError("--resume and --overwrite contradict each other: choose one.")
+    if config.ledger is not None and config.seeds > 1:
+        raise UsageError("--ledger is of one run: leave out --seeds.")
+    if list(config.milestones) != sorted(config.milestones):
+        raise UsageError("--milestones must be increasing epochs.")
+
+    robust = config.aggregation != "mean" or config.byzantine is not None or config.on_bad_worker == "isolate"
+    if robust and config.protocol != "gossip":
+        raise UsageError(
+            "--aggregation, --byzantine and --on_bad_worker isolate are about gossip: leave out "
+            f"--protocol {config.protocol}."
+        )
+
+    if config.stages > 1:
+        check_stages(config)
+
+
+def check_stages(config: Config) -> None:
+    """Raises :class:`UsageError` of settings that do not fit a network in several stages."""
+    if config.split_at and len(config.split_at) != config.stages - 1:
+        raise UsageError(
+            f"--split_at has {len(config.split_at)} names: --stages {config.stages} needs {config.stages - 1}, where "
+            "each stage but the first begins."
+        )
+    if config.schedule == "1f1b" and config.microbatches < config.stages:
+        raise UsageError(
+            f"--schedule 1f1b needs --microbatches {config.stages} at least, one for each stage; --schedule gpipe takes "
+            "any number."
+        )
+    if config.amp:
+        raise UsageError("--stages and --amp do not go together yet: leave one of them out.")
+
+
+def check_run_name(name: str) -> None:
+    """Raises :class:`UsageError` unless the name is that of a folder in --results_dir (or in folders in it)."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise UsageError(
+            f"--run_name {name!r} is no folder inside --results_dir: give a name, as in --run_name first, and the "
+            "place with --results_dir."
+        )
