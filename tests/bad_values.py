@@ -30,6 +30,9 @@ BAD: dict[str, tuple[str, ...]] = {
     "augment": NAME,
     "flip_labels": ("1", "-0.1", "nan", "some"),
     "worker_flips": ("1.1", "-0.1", "nan", "some", "0.1 0.2 0.3", ""),
+    "stages": (*COUNT, "5", HUGE),
+    "microbatches": COUNT,
+    "split_at": ("9", "fc", "0", "1 3", "x y", ""),
     "bad_data": (
         "2",
         "label_flip",
@@ -80,6 +83,8 @@ NEEDS = {
     "node_datasize": ("--partition", "preference"),
     "shards_per_worker": ("--partition", "shards"),
     "buffer_size": ("--protocol", "fedasync"),
+    "stages": ("--engine", "auto"),
+    "split_at": ("--stages", "2", "--engine", "auto"),
 }
 FREE_TEXT = {"config", "ledger", "ledger_keys", "dataset_path", "drop_samples", "keep_samples", "topology_file",
              "policy", "results_dir", "run_name", "stage1_dir"}  # fmt: skip

@@ -103,6 +103,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("--threads 1 --engine loop", "--threads 1"),
         ("--threads 1 --device cuda:0", "--threads 1 --device cpu"),
     ],
+    "batch_parts": [("--batch_parts 2 --stages 2", "--batch_parts 2")],
+    "microbatches": [("--microbatches 4", "--microbatches 4 --stages 2")],
+    "schedule": [("--schedule gpipe", "--schedule gpipe --stages 2")],
+    "split_at": [("--split_at 4", "--split_at 4 --stages 2")],
     "stage1_dir": [
         ("--stage1_dir x --stage 1", "--stage1_dir x"),
         ("--stage1_dir x --seeds 2", "--stage1_dir x --seeds 1"),

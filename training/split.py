@@ -46,10 +46,10 @@ def stages_of(
         )
     if in_processes(config):
         check_processes(config, execution)
-    if config.microbatches < config.stages and distributed.rank() == 0:
+    if execution.batch_parts < config.stages and distributed.rank() == 0:
         warnings.warn(
-            f"--microbatches {config.microbatches} for {config.stages} stages: stages wait for each other "
-            f"{bubble(config.stages, config.microbatches):.0%} of the time",
+            f"--microbatches {execution.batch_parts} for {config.stages} stages: over processes they wait for each "
+            f"other {bubble(config.stages, execution.batch_parts):.0%} of the time",
             stacklevel=2,
         )
     return stages
@@ -66,6 +66,11 @@ def check_processes(config: Config, execution: Execution) -> None:
         raise UsageError(
             "stages in processes of their own train one model so far: give --num_workers 1 --protocol local (without "
             "torchrun any number of workers and any protocol can have --stages)."
+        )
+    if config.schedule == "1f1b" and execution.batch_parts < config.stages:  # of a record
+        raise UsageError(
+            f"this run cuts its batches into {execution.batch_parts} microbatches, too few for --schedule 1f1b and "
+            f"{config.stages} stages: use --schedule gpipe."
         )
     if execution.device != "cpu":
         raise UsageError("stages in processes of their own are for --device cpu so far.")

@@ -52,8 +52,8 @@ def check_stages(config: Config) -> None:
         )
     if config.schedule == "1f1b" and config.microbatches < config.stages:
         raise UsageError(
-            f"--schedule 1f1b needs --microbatches {config.stages} at least, one for each stage; --schedule gpipe takes "
-            "any number."
+            f"--schedule 1f1b needs --microbatches {config.stages} at least, one for each stage; --schedule gpipe "
+            "takes any number."
         )
     if config.amp:
         raise UsageError("--stages and --amp do not go together yet: leave one of them out.")

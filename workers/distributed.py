@@ -139,7 +139,7 @@ def needing(others: str) -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        reason = str(error).strip().splitlines()[0].rpartition("] ")[2]
+        reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
         line = f"{others} no longer answers ({reason}): --resume goes on from the last checkpoint."
         raise UsageError(line) from error
 

@@ -1,8 +1,8 @@
 """A network cut into stages, each with its own columns of the row, and a fleet whose steps go through them.
 
 A stage is some blocks of the network (:mod:`networks.blocks`) and the tensors of the row that are theirs. In one
-process a step takes the stages one after the other: each gets what the one before it returned, cut from its graph, and hands
-back the gradient of that. The operators are those of the whole network, on the same numbers.
+process a step takes the stages one after the other: each gets what the one before it returned, cut from its graph, and
+hands back the gradient of that. The operators are those of the whole network, on the same numbers.
 
 Legend: N workers, K blocks, S stages, n workers of a chunk (here: 1), B batch, C outputs, D floats a row.
 """
@@ -71,7 +71,8 @@ def cut(model: nn.Module, layout: RowLayout, shape: tuple[int, ...], count: int,
         parameters, buffers = _entries(layout, names, modules)
         stages.append(Stage(names, nn.Sequential(*modules), parameters, buffers, shapes_K[a], sum(costs_K[a:b])))
     places = sorted(entry.offset for stage in stages for entry in (*stage.parameters, *stage.buffers))
-    if places != [entry.offset for entry in layout.entries]:
+    owned = [id(parameter) for stage in stages for parameter in stage.module.parameters()]
+    if places != [entry.offset for entry in layout.entries] or len(owned) > len(set(owned)):
         raise UsageError("the network cannot be cut into stages: parameters lie outside its blocks, or in two of them.")
     return stages
 
@@ -101,7 +102,8 @@ def balanced(
             ends = further
         return ends[K]
 
-    dearest, _ = best(lambda before, a, b: max(before, cost(a, b)))
+    possible = count <= sum(weights_K)
+    dearest = best(lambda before, a, b: max(before, cost(a, b)))[0] if possible else math.inf
     if math.isinf(dearest):
         raise UsageError(
             f"--stages {count}: the network has {sum(weights_K)} blocks with parameters, and each stage needs one of "

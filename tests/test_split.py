@@ -1,0 +1,371 @@
+"""A network in stages: the numbers of the whole network, in one process and over processes; and its faults."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from command import arguments, load, metrics, prune, refused, same_tensors, summary, train
+from torch import nn
+
+import main
+from networks import load_model
+from networks.blocks import blocks_of
+from tests.helpers import run_steps, small_fleet
+from tests.split_jobs import CASES, config_of
+from tests.test_distributed import ENVIRONMENT, ODD_RANK, ROOT, TORCHRUN
+from training import checkpoint
+from training.run import run_folder, train_run
+from training.split import bubble
+from utils.args import Config
+from utils.errors import UsageError
+from workers import distributed
+from workers.engine import Engine
+from workers.row_layout import RowLayout
+from workers.stages import StagedFleet, balanced, cut
+
+SPLIT = ("--model", "cnn", "--engine", "auto", "--num_workers", "1", "--protocol", "local", "--dtype", "float64",
+         "--batch_size", "30")  # fmt: skip
+EXACT = dict(rtol=0, atol=1e-9)
+
+
+def with_norm() -> nn.Sequential:
+    """Convolutions with BatchNorm, whose activations work in place."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
+        nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
+        nn.Flatten(),
+        nn.Linear(4 * 8 * 8, 4),
+    ).double()
+
+
+# ---- where a network is cut ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp", "mlp_smooth", "cnn", "cnn_smooth", "cnn_20_50", "resnet18", "resnet50", "squeezenet"]
+)
+def test_a_network_is_the_composition_of_its_blocks(name):
+    model, inputs = load_model(name, 10, (3, 16, 16), seed=0).eval(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        composed = inputs
+        for _, block in blocks_of(model):
+            composed = block(composed)
+        assert torch.equal(composed, model(inputs))
+
+
+@pytest.mark.parametrize("name", ["lstm", "densenet121"])
+def test_what_cannot_be_cut_is_said(name):
+    shape = (14, 5) if name == "lstm" else (3, 16, 16)
+    with pytest.raises(UsageError, match="nn.Sequential.*'blocks'"):
+        blocks_of(load_model(name, 3, shape, seed=0))
+
+
+def test_cuts_balance_and_then_send_the_least():
+    """Against all cuts there are."""
+    generator = torch.Generator().manual_seed(0)
+    for K, count in [(4, 2), (6, 2), (7, 3), (8, 4)] * 5:
+        draw = torch.randint(0, 5, (4, K), generator=generator).tolist()
+        costs, crossing, weights, starts = draw[0], draw[1], [w > 0 for w in draw[2]], [s > 0 for s in draw[3]]
+
+        def worth(cuts, costs=costs, crossing=crossing, K=K):
+            edges = [0, *cuts, K]
+            return max(sum(costs[a:b]) for a, b in itertools.pairwise(edges)), sum(crossing[a] for a in cuts)
+
+        possible = [
+            cuts
+            for cuts in itertools.combinations(range(1, K), count - 1)
+            if all(starts[a] for a in cuts)
+            and all(any(weights[a:b]) for a, b in itertools.pairwise([0, *cuts, K]))
+        ]  # fmt: skip
+        if possible:
+            found = balanced(costs, crossing, weights, starts, count)
+            assert tuple(found) in possible and worth(found) == min(map(worth, possible))
+        else:
+            with pytest.raises(UsageError, match="--stages"):
+                balanced(costs, crossing, weights, starts, count)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_stages_share_out_the_row(count):
+    model = with_norm()
+    layout = RowLayout(model, channels_last=True, align=8)
+    stages = cut(model, layout, (1, 8, 8), count)
+    entries = [e for stage in stages for e in (*stage.parameters, *stage.buffers)]
+    assert sorted(e.offset for e in entries) == [e.offset for e in layout.entries]
+    state = model.state_dict(keep_vars=True)
+    for stage in stages:
+        own = dict(stage.module.named_parameters())
+        for entry in stage.parameters:
+            place = next(e for e in layout.parameters if e.offset == entry.offset)
+            assert own[entry.name] is state[place.name] and entry.shape == place.shape
+    assert not any(getattr(stage.module[0], "inplace", False) for stage in stages)
+    assert [name for stage in stages for name in stage.names] == [name for name, _ in blocks_of(model)]
+
+
+def test_the_cnn_is_cut_where_it_is_said():
+    model = load_model("cnn", 10, (1, 8, 8), seed=0)
+    stages = cut(model, RowLayout(model), (1, 8, 8), 3, ("3", "7"))
+    assert [stage.names[0] for stage in stages] == ["0", "3", "7"] and stages[1].shape == (32, 4, 4)
+    assert [stage.products for stage in stages] == [64 * 32 * 9, 16 * 64 * 32 * 9, 256 * 64 + 64 * 10]
+    automatic = cut(model, RowLayout(model), (1, 8, 8), 2)
+    assert [stage.names[0] for stage in automatic] == ["0", "3"]  # after the pooling: the fewest floats cross
+
+
+@pytest.mark.parametrize(
+    ("at", "words"),
+    [(("7",), "choose from"), (("0",), "choose from"), (("0.2",), "overwrites"), (("1", "0.1"), "order")],
+)
+def test_places_that_are_none(at, words):
+    model = with_norm()
+    with pytest.raises(UsageError, match=words):
+        cut(model, RowLayout(model), (1, 8, 8), len(at) + 1, at)
+
+
+def test_parameters_in_two_stages_are_refused():
+    layer = nn.Linear(64, 64)
+    model = nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer)
+    with pytest.raises(UsageError, match="two of them"):
+        cut(model, RowLayout(model), (1, 8, 8), 2)
+
+
+# ---- one process: the same numbers ----------------------------------------------------------------------------
+
+
+def staged(fleet, count: int, parts: int = 1, threads: int = 1) -> StagedFleet:
+    """The same fleet, its network in stages."""
+    old, shape = fleet.engine, tuple(fleet.samples.inputs_n.shape[1:])
+    engine = Engine(old.model, old.layout, "threads", threads, parts=parts)
+    return StagedFleet(
+        engine, fleet.rows_RD.clone(), fleet.samples, fleet.batches, optimizer=fleet.optimizer, seed=fleet.seed,
+        weights_Mn=fleet.weights_Mn, stages=cut(old.model, old.layout, shape, count),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("count", "parts", "threads"), [(1, 1, 1), (2, 1, 1), (3, 1, 2), (2, 3, 1), (3, 3, 2)])
+def test_stages_are_the_whole_network(count, parts, threads, channels_last, dtype, tolerance):
+    weights_Mn = torch.linspace(0, 2, 60)[None]
+    options = dict(model="cnn", lengths=(13, 5, 20), batch_size=7, dtype=dtype, channels_last=channels_last)
+    whole = small_fleet(**options, weights_Mn=weights_Mn)
+    split = staged(whole, count, parts, threads)
+    rows, batch = whole.rows_RD[:1], whole.batch([0], *whole.schedule(torch.zeros(3, dtype=torch.int64)))
+    for left, right in zip(whole._gradients(rows, batch)[1], split._gradients(rows, batch)[1], strict=True):
+        torch.testing.assert_close(right, left, rtol=0, atol=tolerance)
+    run_steps(whole, 4), run_steps(split, 4)
+    torch.testing.assert_close(split.rows_RD, whole.rows_RD, rtol=0, atol=tolerance)
+    losses = [fleet.step(torch.tensor([4, 4, 4]), 0.1) for fleet in (whole, split)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_normalization_over_whole_batches_is_the_same(count):
+    whole = small_fleet(with_norm(), lengths=(20, 20), batch_size=6)
+    split = staged(whole, count)
+    run_steps(whole, 3), run_steps(split, 3)
+    torch.testing.assert_close(split.rows_RD, whole.rows_RD, **EXACT)  # running statistics too
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The unsplit run, its batches cut alike, so that all bits are the same."""
+    return train(tmp_path_factory.mktemp("whole"), *SPLIT, "--batch_parts", "4", "--patience", "50")
+
+
+def without_bytes(run_dir: Path) -> tuple:
+    end = {k: v for k, v in summary(run_dir).items() if k != "bytes"}
+    return [{k: v for k, v in line.items() if k != "bytes"} for line in metrics(run_dir)], end
+
+
+def test_a_split_run_is_any_run(tmp_path, whole):
+    """Its metrics, summary and model; what is between stages is counted, and what they are is recorded."""
+    run = train(tmp_path, *SPLIT, "--stages", "3", "--microbatches", "4", "--patience", "50")
+    assert without_bytes(run) == without_bytes(whole)
+    assert same_tensors(run / "model.safetensors", whole / "model.safetensors")
+    stages = load(run / "config.json")["stages"]
+    assert sum(stage["parameters"] for stage in stages) == sum(p.numel() for p in load_model(
+        "cnn", 10, (1, 8, 8), seed=0).parameters())  # fmt: skip
+    assert sum(stage["share"] for stage in stages) == pytest.approx(1)
+    floats = {"3": 32 * 16, "6": 64 * 4, "7": 256}  # that enter the stages
+    crossing = sum(floats[stage["blocks"][0]] for stage in stages[1:])
+    assert [line["bytes"] for line in metrics(run)] == [2 * 8 * crossing * 30 * line["round"] for line in metrics(run)]
+    assert summary(whole)["bytes"] == 0 and summary(run)["bytes"] > 0
+
+
+@pytest.mark.parametrize("stages", ["1", "2"])
+def test_a_split_run_goes_on_in_other_stages(tmp_path, whole, stages, monkeypatch):
+    first = ("--stages", "3", "--microbatches", "4", "--checkpoint_every", "5", "--patience", "50")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("training.round_losses.mean_loss", lambda event: 1 / (event.done < 7) and 0.0)
+        main.main(arguments(tmp_path, *SPLIT, *first))
+    run = train(tmp_path, *SPLIT, "--patience", "50", "--stages", stages, "--resume")
+    assert same_tensors(run / "model.safetensors", whole / "model.safetensors")
+    again = tmp_path / "again"
+    replay = ["--config", str(run / "config.json"), "--results_dir", str(tmp_path), "--run_name", "again"]
+    assert main.main(replay) == 0
+    assert len(load(again / "stage1" / "config.json")["stages"]) == 3
+    assert same_tensors(again / "stage1" / "model.safetensors", whole / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_scores_of_a_split_run_are_those_of_the_whole(tmp_path):
+    """Methods replay it unsplit."""
+    flags = ("--engine", "threads", "--dtype", "float64", "--pruning_algorithm", "cascade", "--train_ratio", "0.8")
+    folders = [
+        prune(tmp_path, *flags, name="whole"),
+        prune(tmp_path, *flags, "--stages", "2", "--microbatches", "1", name="split"),
+    ]
+    for name in ("over_stage1", "over_random"):
+        assert len({tuple(load(folder / "comparison.json")[name]) for folder in folders}) == 1
+    assert len({(folder / "influence/cascade.zarr/scores/c/0").read_bytes() for folder in folders}) == 1
+
+
+# ---- what is refused, and said ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--stages", "2", "--schedule", "1f1b"), "--microbatches 2"),
+        (("--stages", "3", "--split_at", "1"), "--split_at has 1 names"),
+        (("--stages", "2", "--amp"), "--amp"),
+        (("--stages", "2", "--engine", "vmap"), "--engine threads or loop"),
+        (("--stages", "2", "--model", "resnet18", "--microbatches", "2"), "statistics would be those of microbatches"),
+    ],
+)
+def test_what_does_not_go_together(flags, words, tmp_path, capsys):
+    assert words in refused(capsys, main.main(arguments(tmp_path, *SPLIT, "--dtype", "float32", *flags)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "world", "words"),
+    [
+        (dict(stages=2), 3, "--nproc-per-node 2"),
+        (dict(num_workers=2), 2, "--num_workers 1"),
+        (dict(protocol="gossip"), 2, "--protocol local"),
+        (dict(ledger="x"), 2, "--ledger"),
+        (dict(finetune=1), 2, "--finetune"),
+    ],
+)
+def test_what_processes_cannot_do_yet(settings, world, words, monkeypatch):
+    from training.build import build
+
+    config = Config(**(dict(model="cnn", num_workers=1, protocol="local", stages=2, max_train=200) | settings))
+    execution = build(config).execution
+    monkeypatch.setattr(distributed, "started", lambda: True)
+    monkeypatch.setattr(distributed, "world", lambda: world)
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
+    monkeypatch.setattr(distributed, "agree", lambda parts, what: None)
+    with pytest.raises(UsageError, match=words):
+        build(config, execution)
+
+
+def test_fewer_microbatches_than_stages_are_said(tmp_path, capsys):
+    train(tmp_path, *SPLIT, "--stages", "3", "--microbatches", "2")
+    assert "50% of the time" in capsys.readouterr().err
+    assert bubble(3, 2) == 0.5 and bubble(1, 4) == 0 and bubble(2, 4) == 0.2
+
+
+# ---- over processes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_stages_over_processes_are_the_whole_network(tmp_path, processes):
+    command = [*TORCHRUN, f"--nproc-per-node={processes}", str(ROOT / "tests/split_jobs.py"), str(tmp_path / "many")]
+    (tmp_path / "many").mkdir()
+    done = subprocess.run(command, env=ENVIRONMENT, timeout=800, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in [name for name, (_, wanted) in CASES.items() if wanted == processes]:
+        unsplit = config_of(name, tmp_path / "one", stages=1, microbatches=1, schedule="gpipe", split_at=())
+        train_run(unsplit, run_folder(unsplit) / "stage1")
+        one, many = (tmp_path / folder / name / "stage1" for folder in ("one", "many"))
+        tolerance = 1e-5 if "float32" in name else 1e-9
+        left, right = (checkpoint.latest(d / "checkpoints").tensors for d in (one, many))
+        torch.testing.assert_close(right, left, rtol=0, atol=tolerance, msg=name)
+        lines, ends = zip(*map(without_bytes, (one, many)), strict=True)
+        assert len(lines[0]) == len(lines[1]) > 1, name
+        for left, right in zip(*lines, strict=True):
+            losses = [line.pop("train_loss") or 0.0 for line in (left, right)]  # none at the start
+            assert losses[0] == pytest.approx(losses[1], rel=1e-5), name
+            assert left == {k: pytest.approx(v, rel=1e-5, abs=1e-5) for k, v in right.items()}, name
+        assert ends[0]["rounds"] == ends[1]["rounds"] and ends[0]["stopped_early"] == ends[1]["stopped_early"]
+        settings, end = config_of(name, ""), summary(many)
+        if settings.batch_size % settings.microbatches == 0:  # else zeros are sent too
+            assert end["bytes"] == load(tmp_path / "many" / f"{name}.json"), name
+    assert ends[1]["stopped_early"] or processes == 2
+
+
+def lines_of(process: subprocess.Popen) -> tuple[int, list[str]]:
+    """How it ends, and the errors that it prints."""
+    _, said = process.communicate(timeout=800)
+    return process.returncode, [line for line in said.splitlines() if line.startswith("error: ")]
+
+
+def started(script: Path, folder: Path, *flags: str, restarts: int = 0) -> subprocess.Popen:
+    """Two stages that train."""
+    words = ["--model", "mlp", "--num_workers", "1", "--protocol", "local", "--stages", "2", "--schedule", "1f1b",
+             "--microbatches", "4", "--max_train", "300", "--dtype", "float64", "--quiet", "--no-plots",
+             "--results_dir", str(folder), "--run_name", "run", *flags]  # fmt: skip
+    command = [*TORCHRUN, "--nproc-per-node=2", f"--max-restarts={restarts}", str(script), *words]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def stage_process(process: subprocess.Popen, rank: int) -> int:
+    """The process id of a stage."""
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
+            return int(child)
+    raise AssertionError("no such stage")
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    while not list(path.parent.glob(path.name)):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "kind"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_a_lost_stage_is_named(tmp_path, rank, kind):
+    """One that is killed by those that wait for it, one that hangs after a time (here two seconds)."""
+    script = tmp_path / "main.py"
+    patch = "from datetime import timedelta\nfrom workers import distributed\ndistributed.STEP = timedelta(seconds=2)"
+    script.write_text(ODD_RANK.format(root=str(ROOT), extra=[], patch=patch))
+    process = started(script, tmp_path, "--epochs", "100000", "--eval_every", "50", "--checkpoint_every", "50")
+    wait_for(tmp_path / "run" / "stage1" / "checkpoints" / "round-*", process)
+    os.kill(stage_process(process, rank), kind)
+    code, errors = lines_of(process)
+    assert code != 0 and len(errors) == 1, errors
+    assert f"stage {rank + 1} of 2 no longer answers" in errors[0] and "--resume" in errors[0]
+
+
+@pytest.mark.slow
+def test_a_killed_stage_is_restarted_and_ends_the_same(tmp_path):
+    flags = ("--epochs", "40", "--checkpoint_every", "3")
+    whole = started(ROOT / "main.py", tmp_path / "whole", *flags)
+    assert lines_of(whole)[0] == 0
+    killed = started(ROOT / "main.py", tmp_path / "killed", *flags, restarts=1)
+    wait_for(tmp_path / "killed" / "run" / "stage1" / "checkpoints" / "round-*", killed)
+    os.kill(stage_process(killed, 1), signal.SIGKILL)
+    assert lines_of(killed)[0] == 0
+    one, other = (checkpoint.latest(tmp_path / name / "run/stage1/checkpoints").tensors for name in ("whole", "killed"))
+    assert torch.equal(one["rows"], other["rows"]) and torch.equal(one["momentum"], other["momentum"])
+    assert without_bytes(tmp_path / "whole/run/stage1") == without_bytes(tmp_path / "killed/run/stage1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--microbatches", "--split_at"])
+def test_stages_of_other_commands_are_refused(tmp_path, flag):
+    script = tmp_path / "odd.py"
+    script.write_text(ODD_RANK.format(root=str(ROOT), extra=[flag, "3"], patch=""))
+    code, errors = lines_of(started(script, tmp_path, "--epochs", "1"))
+    assert code != 0 and errors and all("process 1" in line and flag in line for line in errors), errors
