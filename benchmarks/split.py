@@ -3,9 +3,10 @@
     python -m benchmarks.split                 a table: samples a second, memory, waiting, for each schedule
     python -m benchmarks.split --quick
 
-Sides take turns, ratios are medians over the turns. The bound is S (1 - bubble), bubble = (S - 1) / (S - 1 + M): stages
-of equal length, messages that cost nothing. 'waits' is the share of a step that a stage is in no forward or backward
-pass, 'memory' what a process holds at most above what it holds after its imports, the larger one of two.
+Sides take turns, ratios are medians over the turns. The bound is M sum / ((M - 1) max + sum) of the stages'
+multiplications, which is S (1 - bubble) where they are equal; 'formula' is bubble = (S - 1) / (S - 1 + M), 'waits' the
+share of a step that a stage is in no forward or backward pass, 'memory' what a process holds at most above what it
+holds after its imports, the larger one of two.
 
 Legend: S stages, M microbatches.
 """
@@ -29,11 +30,12 @@ from torch import Tensor, nn
 from benchmarks.common import Probe, Stopwatch, line, machine, median_ratio, peak_memory, take_turns, together
 from data.batches import Batches, Samples
 from networks import load_model
-from training.split import bubble
+from training.split import bubble, speedup
 from utils.records import write_json
 from workers import distributed
 from workers.engine import Engine
 from workers.optimizers import SGD
+from workers.row_layout import RowLayout
 from workers.stages import cut
 from workers.worker_vision import Fleet
 
@@ -156,7 +158,8 @@ def rows_of(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 probe.close()
     rates = {setting: [min(p["rate"] for p in turn) for turn in turns[setting]] for setting in settings}
     memory = {setting: max(p["memory"] for turn in turns[setting] for p in turn) for setting in settings}
-    whole = settings[0]
+    whole, model = settings[0], network(name)
+    costs = [stage.products for stage in cut(model, RowLayout(model), SHAPE, STAGES)]
     rows = []
     for setting in settings:
         schedule, parts = setting
@@ -165,7 +168,7 @@ def rows_of(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
             "model": name, "schedule": schedule, "microbatches": parts,
             "rate": statistics.median(rates[setting]),
             "ratio": median_ratio(rates[setting], rates[whole]),
-            "bound": STAGES * (1 - bubble(STAGES, parts)) if split else None,
+            "bound": speedup(costs, parts) if split else None,
             "waits": statistics.median(p["waits"] for turn in turns[setting] for p in turn) if split else None,
             "bubble": bubble(STAGES, parts) if split else None,
             "memory": memory[setting],

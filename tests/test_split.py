@@ -22,7 +22,7 @@ from tests.split_jobs import CASES, config_of
 from tests.test_distributed import ENVIRONMENT, ODD_RANK, ROOT, TORCHRUN
 from training import checkpoint
 from training.run import run_folder, train_run
-from training.split import bubble
+from training.split import bubble, speedup
 from utils.args import Config
 from utils.errors import UsageError
 from workers import distributed
@@ -272,6 +272,7 @@ def test_fewer_microbatches_than_stages_are_said(tmp_path, capsys):
     train(tmp_path, *SPLIT, "--stages", "3", "--microbatches", "2")
     assert "50% of the time" in capsys.readouterr().err
     assert bubble(3, 2) == 0.5 and bubble(1, 4) == 0 and bubble(2, 4) == 0.2
+    assert speedup([7, 7, 7], 2) == pytest.approx(3 * (1 - bubble(3, 2))) and speedup([1, 3], 2) == 8 / 7
 
 
 # ---- over processes ---------------------------------------------------------------------------------------------

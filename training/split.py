@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -83,6 +84,12 @@ def bubble(stages: int, microbatches: int) -> float:
     """The share of a step in which a stage waits, all stages taking the same time and messages none:
     (S - 1) / (S - 1 + M) (Huang et al. 2019, GPipe, section 2.3)."""
     return (stages - 1) / (stages - 1 + microbatches)
+
+
+def speedup(costs_S: Sequence[float], microbatches: int) -> float:
+    """Of a step over one process, at most: M sum / ((M - 1) max + sum), which is S (1 - bubble) where all stages cost
+    the same. Messages cost nothing."""
+    return microbatches * sum(costs_S) / ((microbatches - 1) * max(costs_S) + sum(costs_S))
 
 
 def bytes_a_sample(stages: list[Stage], itemsize: int) -> int:
