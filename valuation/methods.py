@@ -68,11 +68,16 @@ class Study:
         return owner[self.job.train_ids]
 
     @cached_property
+    def model(self) -> torch.nn.Module:
+        """The grand model, in evaluation mode."""
+        model = copy.deepcopy(self.job.model).to(self.job.samples.dtype).to(self.grand.rows_CD.device).eval()
+        self.job.engine.layout.attach(model, self.grand.rows_CD[0])
+        return model
+
+    @cached_property
     def features(self) -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor]]]:
         """The grand model's features and targets of the training samples, and of each institution's test samples."""
-        job, task = self.job, self.job.dataset.task
-        model = copy.deepcopy(job.model).to(job.samples.dtype).to(self.grand.rows_CD.device).eval()
-        job.engine.layout.attach(model, self.grand.rows_CD[0])
+        job, task, model = self.job, self.job.dataset.task, self.model
         targets_n, targets_m = job.dataset.targets_n, job.dataset.test_targets_m
         if isinstance(task, Regression):
             targets_n, targets_m = (task.encoded(targets)[:, 0] for targets in (targets_n, targets_m))
