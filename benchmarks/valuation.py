@@ -45,9 +45,10 @@ from utils.random import uniform
 from utils.records import write_json
 from valuation.__main__ import built, grand_study
 from valuation.args import ValuationConfig
+from valuation.features import PIECE, features_of
 from valuation.institutions import empty_utility, institution_tests, worth_metric
 from valuation.knn_shapley import knn_shapley
-from valuation.methods import PIECE, Study, features_of
+from valuation.methods import Study
 from visualization.valuation_benchmarks import plot_tasks
 from workers.evaluation import evaluate_rows
 
@@ -120,7 +121,9 @@ def values_of(name: str, study: Study) -> np.ndarray:
     if name == "self_loss":
         return -own_losses(study).numpy()
     if name == "ddval":
-        train_nF, val_mF = (features_of(study.model, job.samples, ids) for ids in (job.train_ids, job.val_ids))
+        train_nF, val_mF = (
+            features_of(study.model, job.samples, ids, study.layer) for ids in (job.train_ids, job.val_ids)
+        )
         targets_n = job.dataset.targets_n
         return knn_shapley(train_nF, targets_n[job.train_ids], val_mF, targets_n[job.val_ids], study.k).numpy()
     scores_n = score(name, study.trajectory, Options(target="consensus"))

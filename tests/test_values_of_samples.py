@@ -101,7 +101,7 @@ def test_the_tasks(tmp_path, capsys):
     assert [len(curves["lowest_removed"][0]), len(curves["found"][0])] == [20, 21] and out.with_suffix(".png").exists()
     means = [[seed["methods"]["ddval"]["lowest_removed"][3] for seed in record["seeds"]]]
     assert curves["lowest_removed"][0][3] == pytest.approx(np.mean(means))
-    assert "samples of one of two" in refused(capsys, valuation.main([*SMALL, "--dataset_name", "air", "--model", "lstm"]))
-    flags = [*SMALL, "--dataset_name", "air", "--model", "lstm_mean", "--bad_data", "1:noise"]
-    assert "for pictures" in refused(capsys, valuation.main(flags))
+    air = [*SMALL, "--dataset_name", "air", "--model", "lstm_mean"]
+    assert "samples of one of two" in refused(capsys, valuation.main(air))
+    assert "for pictures" in refused(capsys, valuation.main([*air, "--bad_data", "1:noise"]))
     assert "no-such" in refused(capsys, valuation.main([*SMALL, "--dataset_name", "no-such"]))
