@@ -76,6 +76,10 @@ def run(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     write_json(folder / "summary.json", {"seeds": seeds, "methods": summary})
     if summary:
         print(f"\n{table_over_seeds(summary, config.seeds)}")
+    if config.plots:
+        from visualization.valuation import plot_seeds
+
+        plot_seeds(folder)
     return summary
 
 
