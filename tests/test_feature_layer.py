@@ -1,14 +1,17 @@
 """Features of a named layer: the same as the default where it is the same layer; what is no such layer is refused."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 from command import refused
+from medical_files import nih
 from test_valuation import SMALL, study_of
 from torch import nn
 
 import valuation.features
+from data import index, resize
 from networks import features, load_model
 from training.build import build
 from utils.errors import UsageError
@@ -84,3 +87,18 @@ def test_the_command_with_a_layer(tmp_path, capsys):
     assert not (tmp_path / "v" / "valuation").exists()
     assert main([*flags, "--feature_layer", "1"]) == 0
     assert "--feature_layer" in refused(capsys, main([*flags, "--resume"]))
+
+
+@pytest.mark.slow
+def test_the_papers_study_in_small(tmp_path):
+    """docs/valuation.md: a table of chest X-rays, made smaller, DenseNet's unpooled maps; without ImageNet's weights."""
+    findings = ("Mass", "Nodule", "Mass|Nodule", "No Finding")
+    nih(tmp_path / "NIH", [(f"{i:08d}_000.png", findings[i % 4], str(i)) for i in range(96)])
+    assert index.main([str(tmp_path / "NIH"), "--labels", "Mass", "Nodule", "--quiet"]) == 0
+    assert resize.main([str(tmp_path / "NIH"), str(tmp_path / "small"), "--side", "8", "--quiet"]) == 0
+    data = ["--dataset_name", "imagefolder", "--dataset_path", str(tmp_path / "small"), "--image_size", "8"]
+    training = ["--model", "densenet121", "--partition", "iid", "--num_workers", "2", "--lr", "0.01", "--epochs", "1"]
+    rest = ["--no-truth", "--valuations", "ddval", "--feature_layer", "features", "--quiet", "--no-plots"]
+    assert main([*data, *training, *rest, "--results_dir", str(tmp_path), "--run_name", "v"]) == 0
+    record = json.loads((tmp_path / "v/valuation/valuation.json").read_text())
+    assert record["metric"] == "macro_auroc" and len(record["methods"]["ddval"]["values"]) == 2
