@@ -91,7 +91,7 @@ def test_the_command_with_a_layer(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_papers_study_in_small(tmp_path):
-    """docs/valuation.md: a table of chest X-rays, made smaller, DenseNet's unpooled maps; without ImageNet's weights."""
+    """docs/valuation.md, without ImageNet's weights: a table of chest X-rays, smaller ones, DenseNet's maps."""
     findings = ("Mass", "Nodule", "Mass|Nodule", "No Finding")
     nih(tmp_path / "NIH", [(f"{i:08d}_000.png", findings[i % 4], str(i)) for i in range(96)])
     assert index.main([str(tmp_path / "NIH"), "--labels", "Mass", "Nodule", "--quiet"]) == 0
