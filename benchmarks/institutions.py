@@ -33,7 +33,7 @@ from utils.registry import VALUATIONS
 from valuation.__main__ import built, grand_study, timed
 from valuation.args import MOST_EXACT, ValuationConfig
 from valuation.institutions import empty_utility, institution_tests
-from valuation.methods import why_not
+from valuation.methods import Study, why_not
 from valuation.truth import trained
 from visualization.valuation_benchmarks import plot_institutions
 
@@ -69,15 +69,17 @@ def measured(config: ValuationConfig, most: int, enough: float) -> dict[str, Any
     names = config.valuations or [name for name in VALUATIONS if name not in FREE]
     all_of_them, truth, by_count = [], [], []
     methods: dict[str, list[float | None]] = {name: [] for name in names}
-    built(dataclasses.replace(config, num_workers=2))  # what is read and decoded once is not counted
+    first, _ = studied(config, 2)
+    for name in names:
+        if not why_not(name, first.job, False):
+            timed(name, first)  # what is loaded once is not counted
     for N in counts:
-        job = built(dataclasses.replace(config, num_workers=N, seeds=1))
-        start = time.perf_counter()
-        study = grand_study(dataclasses.replace(config, num_workers=N), job, institution_tests(job), empty_utility(job))
-        all_of_them.append(time.perf_counter() - start)
+        study, training = studied(config, N)
+        job = study.job
+        all_of_them.append(training)
         affordable = N <= MOST_EXACT and (not truth or truth[-1] is not None and truth[-1] <= enough)
         truth.append(seconds_of_truth(job, study.tests) if affordable else None)
-        last = max(i for i, seconds in enumerate(truth) if seconds is not None)
+        last = max(i for i, took in enumerate(truth) if took is not None)
         by_count.append(truth[last] * (2**N - 1) / (2 ** counts[last] - 1))
         for name, seconds in methods.items():
             able = not why_not(name, job, False) and (not seconds or seconds[-1] is not None and seconds[-1] <= enough)
@@ -85,6 +87,14 @@ def measured(config: ValuationConfig, most: int, enough: float) -> dict[str, Any
             seconds.append(timed(name, fresh)[1] if able else None)
         print(f"{N} institutions: {truth[-1] or by_count[-1]:.3g} s the truth", file=sys.stderr)
     return {"institutions": counts, "all": all_of_them, "truth": truth, "by_count": by_count, "methods": methods}
+
+
+def studied(config: ValuationConfig, N: int) -> tuple[Study, float]:
+    """The model of all of N institutions, and the seconds of its training."""
+    config = dataclasses.replace(config, num_workers=N, seeds=1)
+    job, start = built(config), time.perf_counter()
+    study = grand_study(config, job, institution_tests(job), empty_utility(job))
+    return study, time.perf_counter() - start
 
 
 def seconds_of_truth(job: Job, tests: list) -> float:
