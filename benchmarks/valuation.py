@@ -36,6 +36,8 @@ from torch import Tensor
 from benchmarks.common import cell, table
 from training.build import Job
 from training.coalitions import train_coalitions
+from training.deal import with_workers
+from training.protocols import check_differentiable
 from utils.args import parse
 from utils.errors import UsageError, refusal
 from utils.influence import Options, score
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, run, print, draw."""
     own = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     own.add_argument("--runs", type=int, default=3, help="seeds, from --seed on [3]")
-    own.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="[all]")
+    own.add_argument("--methods", nargs="+", choices=METHODS, help="[all that can score such a run]")
     own.add_argument(
         "--out", default="results/benchmarks/valuation.json", help="the record; the picture lies beside it"
     )
@@ -71,10 +73,11 @@ def main(argv: list[str] | None = None) -> int:
     if asked.runs < 1:
         own.error("--runs must be positive")
     try:
-        config = parse(ValuationConfig, [*DEFAULTS, *rest], __doc__, varied=True)
+        config = with_workers(parse(ValuationConfig, [*DEFAULTS, *rest], __doc__, varied=True))
         if not config.flip_labels and not config.bad_data and not any(config.worker_flips):
             config = dataclasses.replace(config, flip_labels=0.2)
-        seeds = [run_tasks(dataclasses.replace(config, seed=config.seed + s, seeds=1), asked.methods)
+        methods = asked.methods or able(config)
+        seeds = [run_tasks(dataclasses.replace(config, seed=config.seed + s, seeds=1), methods)
                  for s in range(asked.runs)]  # fmt: skip
         record = {"settings": config.changing_results(), "runs": asked.runs, **summary(seeds)}
         print_tables(record)
@@ -84,6 +87,15 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         return refusal(error)
     return 0
+
+
+def able(config: ValuationConfig) -> list[str]:
+    """The methods that can score such a run: without derivatives of its steps there is no influence."""
+    try:
+        check_differentiable(config.training())
+    except UsageError:
+        return [name for name in METHODS if name not in INFLUENCE]
+    return list(METHODS)
 
 
 def run_tasks(config: Any, methods: Sequence[str]) -> dict[str, Any]:

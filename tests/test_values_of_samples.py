@@ -14,6 +14,7 @@ from test_valuation import study_of
 from benchmarks import valuation
 from training.coalitions import train_coalitions
 from utils.influence.statistics import f1, lower_cluster
+from valuation.args import ValuationConfig
 
 SMALL = ("--quiet", "--threads", "1", "--num_workers", "3", "--max_train", "120", "--epochs", "1")
 
@@ -79,6 +80,11 @@ def test_wrong_labels_and_noise_are_known():
     noisy = study_of(bad_data="1:noise")
     assert set(noisy.owner_n[valuation.bad_samples(noisy.job)].tolist()) == set(noisy.job.corruption["bad_workers"])
     assert valuation.bad_samples(noisy.job).sum() == len(noisy.job.shards[noisy.job.corruption["bad_workers"][0]])
+
+
+def test_influence_is_left_out_where_there_is_none():
+    assert valuation.able(ValuationConfig()) == list(valuation.METHODS)
+    assert valuation.able(ValuationConfig(optimizer="adam")) == ["ddval", "self_loss", "random"]
 
 
 def test_own_losses_are_those_of_the_model_of_all():
