@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from utils.records import PathLike, read_record, spelled
 from visualization.style import BLACK, BLUE, CATEGORIES, GREY, MARKS, save, style, styled
@@ -130,6 +131,7 @@ def draw_against_truth(records: list[dict[str, Any]], summary: dict[str, Any]) -
         axes.axis("off")
     for axes in panels[len(names) - columns : len(names)]:  # the lowest panel of each column
         axes.xaxis.set_tick_params(labelbottom=True)
+    panels[0].xaxis.set_major_locator(MaxNLocator(4))  # of all panels: they share it
     figure.supxlabel(f"true value ({spelled(records[0]['metric'])})", fontsize=10)
     figure.supylabel("value by the method", fontsize=10)
     what = f"{len(records)} seeds, a line each, a point an institution; dashed: the truth; triangles: beyond the scale"
