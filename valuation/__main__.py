@@ -80,6 +80,10 @@ def run(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     write_json(folder / "summary.json", {"seeds": seeds, "methods": summary})
     if summary:
         print(f"\n{table_over_seeds(summary, config.seeds)}")
+    if config.plots:
+        from visualization.valuation import plot_seeds
+
+        plot_seeds(folder)
     return summary
 
 
@@ -109,6 +113,7 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     from utils.registry import VALUATIONS
     from valuation.args import MOST_EXACT
     from valuation.comparison import judged, table
+    from valuation.features import check_layer
     from valuation.institutions import empty_utility, institution_tests, worth_metric
     from valuation.methods import why_not
     from valuation.truth import of_orders, prefixes, random_orders, shapley, trained
@@ -120,6 +125,7 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     for name in config.valuations:  # before anything is trained
         if reason := why_not(name, job, exact and N <= MOST_EXACT):
             raise UsageError(f"--valuations {name}: {reason}.")
+    check_layer(job, config.feature_layer)
     bind_room(config, job.identity, folder)
     then = read_record(folder / "valuation.json", "methods") if (folder / "valuation.json").exists() else {}
     study, truth, error, seconds = grand_study(config, job, tests, empty), None, None, None
@@ -190,7 +196,7 @@ def grand_study(config: ValuationConfig, job: Job, tests: list, empty: float) ->
     with bar(int(config.epochs), "all institutions", "round", config.quiet) as ticks:
         grand = train_coalitions(job, [everybody], ticks.update, updates.watch)
     utility = float(utilities(job, grand.rows_CD, tests).mean())
-    return Study(job, tests, grand, empty, utility - empty, config.knn, updates)
+    return Study(job, tests, grand, empty, utility - empty, config.knn, updates, layer=config.feature_layer)
 
 
 def valued(names: Sequence[str], study: Study) -> dict[str, tuple[np.ndarray, float]]:

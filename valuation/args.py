@@ -56,6 +56,10 @@ class ValuationConfig(Config):
         None, "valuation", "--cluster slurm:K: a YAML file with queue, memory, walltime, job_extra_directives",
         changes_results=False, metavar="FILE",
     )
+    feature_layer: str | None = flag(
+        None, "valuation", "ddval, knn_game, heads: features are the output of this layer, such as features of "
+        "densenet121, instead of the input of the last one", metavar="NAME",
+    )
     knn: int = flag(3, "valuation", "ddval: nearest neighbours", check=POSITIVE)
 
     def __post_init__(self) -> None:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from data.multilabel import Multilabel
 from data.regression import Regression
-from networks import features
 from training.build import Job
 from training.coalitions import Coalition, Trained, all_coalitions
 from training.trajectory import RecordedRun
@@ -27,6 +26,7 @@ from utils.errors import UsageError
 from utils.influence import Options, score
 from utils.random import derive_seed
 from valuation.args import MOST_EXACT
+from valuation.features import features_of
 from valuation.institutions import utilities
 from valuation.knn_shapley import balanced_tests, by_owner, knn_shapley, knn_shapley_regression, rescaled
 from valuation.truth import shapley
@@ -36,7 +36,6 @@ OF_SAMPLES = ("ddval", *OF_SGD)  # methods that value samples
 ALL_COALITIONS = ("knn_game", "heads", "reconstruction")  # methods that go through them
 ONE_CLASS = ("knn_game", "heads")
 HEAD_STEPS, HEAD_DECAY = 200, 1e-3
-PIECE = 256  # samples whose features are computed at once
 
 
 @dataclass
@@ -53,6 +52,7 @@ class Study:
     updates: Updates
     worth: Mapping[Coalition, float] | None = None
     samples: dict[str, Tensor] = field(default_factory=dict)  # values [n] of methods that value samples
+    layer: str | None = None  # whose output is the features; None: what enters the last linear layer
 
     @property
     def count(self) -> int:
@@ -68,16 +68,21 @@ class Study:
         return owner[self.job.train_ids]
 
     @cached_property
+    def model(self) -> torch.nn.Module:
+        """The grand model, in evaluation mode."""
+        model = copy.deepcopy(self.job.model).to(self.job.samples.dtype).to(self.grand.rows_CD.device).eval()
+        self.job.engine.layout.attach(model, self.grand.rows_CD[0])
+        return model
+
+    @cached_property
     def features(self) -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor]]]:
         """The grand model's features and targets of the training samples, and of each institution's test samples."""
-        job, task = self.job, self.job.dataset.task
-        model = copy.deepcopy(job.model).to(job.samples.dtype).to(self.grand.rows_CD.device).eval()
-        job.engine.layout.attach(model, self.grand.rows_CD[0])
+        job, task, model = self.job, self.job.dataset.task, self.model
         targets_n, targets_m = job.dataset.targets_n, job.dataset.test_targets_m
         if isinstance(task, Regression):
             targets_n, targets_m = (task.encoded(targets)[:, 0] for targets in (targets_n, targets_m))
-        tests = [(features_of(model, job.test_samples, ids_m), targets_m[ids_m]) for ids_m in self.tests]
-        return (features_of(model, job.samples, job.train_ids), targets_n[job.train_ids]), tests
+        tests = [(features_of(model, job.test_samples, ids_m, self.layer), targets_m[ids_m]) for ids_m in self.tests]
+        return (features_of(model, job.samples, job.train_ids, self.layer), targets_n[job.train_ids]), tests
 
     @cached_property
     def trajectory(self) -> RecordedRun:
@@ -201,12 +206,6 @@ def why_not(name: str, job: Job, exact: bool) -> str | None:
 def scaled(values_N: np.ndarray, total: float) -> np.ndarray:
     """Values that sum to the total."""
     return rescaled(torch.from_numpy(values_N), total).numpy()
-
-
-@torch.no_grad()
-def features_of(model: torch.nn.Module, samples: object, ids_n: Tensor) -> Tensor:
-    """What enters the model's last layer [n, F]."""
-    return torch.cat([features(model, samples.plain(piece)[0]).cpu() for piece in ids_n.split(PIECE)])
 
 
 def influence(study: Study, method: str) -> np.ndarray:
