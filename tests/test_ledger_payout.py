@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import sys
 
 import pytest
 from ledger_game import BOND, PERIODS, TOKENS, anvil
 
+from benchmarks import gas
 from ledger.chain import Chain, Refused
 from ledger.compiler import compiled
 from ledger.payout import Payout, claim, claim_all, deploy, pay
@@ -139,6 +141,22 @@ def test_what_was_compiled_is_kept(tmp_path, monkeypatch):
     assert compiled.__wrapped__("Hostile", TOKENS) == first
     monkeypatch.setattr("vyper.cli.vyper_compile.compile_files", None)
     assert compiled.__wrapped__("Hostile", TOKENS) == first
+
+
+@pytest.mark.parametrize("package", ("web3", "eth_tester", "vyper"))
+def test_a_package_that_is_missing(monkeypatch, tmp_path, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match=f"'{package}', which is missing: 'make ledger'"):
+        compiled.__wrapped__("VNX") if package == "vyper" else Chain.embedded()
+
+
+def test_gas_of_every_step(capsys):
+    assert gas.main(["--workers", "3", "--evaluators", "1"]) == 0
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    costs = {step.strip(" `"): int(cost.replace(",", "")) for _, step, cost, _ in (row.split("|") for row in rows)}
+    assert tuple(costs) == gas.STEPS and costs["claim"] < 100_000 and costs["answer"] < 200_000
+    assert gas.main(["--workers", "2"]) == gas.main(["--evaluators", "16"]) == 2
 
 
 @pytest.mark.anvil
