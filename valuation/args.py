@@ -56,6 +56,10 @@ class ValuationConfig(Config):
         changes_results=False, metavar="FILE",
     )
     knn: int = flag(3, "valuation", "ddval: nearest neighbours", check=POSITIVE)
+    feature_noise: float = flag(
+        0.0, "valuation", "ddval, knn_game, heads: noise on the features that institutions share, in deviations of "
+        "each", check=NOT_NEGATIVE,
+    )
 
     def __post_init__(self) -> None:
         if self.num_workers is None and self.partition != "natural":

@@ -25,7 +25,7 @@ from training.coalitions import Coalition, Trained, all_coalitions
 from training.trajectory import RecordedRun
 from utils.errors import UsageError
 from utils.influence import Options, score
-from utils.random import derive_seed
+from utils.random import derive_seed, normals
 from valuation.args import MOST_EXACT
 from valuation.institutions import utilities
 from valuation.knn_shapley import balanced_tests, by_owner, knn_shapley, knn_shapley_regression, rescaled
@@ -52,6 +52,7 @@ class Study:
     k: int
     updates: Updates
     worth: Mapping[Coalition, float] | None = None
+    feature_noise: float = 0.0
     samples: dict[str, Tensor] = field(default_factory=dict)  # values [n] of methods that value samples
 
     @property
@@ -69,7 +70,9 @@ class Study:
 
     @cached_property
     def features(self) -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor]]]:
-        """The grand model's features and targets of the training samples, and of each institution's test samples."""
+        """The grand model's features and targets of the training samples, with ``--feature_noise``, and of each
+        institution's test samples. (Training features are what institutions share: each can value them on a test set
+        that stays at home, since values are means over the test sets.)"""
         job, task = self.job, self.job.dataset.task
         model = copy.deepcopy(job.model).to(job.samples.dtype).to(self.grand.rows_CD.device).eval()
         job.engine.layout.attach(model, self.grand.rows_CD[0])
@@ -77,7 +80,8 @@ class Study:
         if isinstance(task, Regression):
             targets_n, targets_m = (task.encoded(targets)[:, 0] for targets in (targets_n, targets_m))
         tests = [(features_of(model, job.test_samples, ids_m), targets_m[ids_m]) for ids_m in self.tests]
-        return (features_of(model, job.samples, job.train_ids), targets_n[job.train_ids]), tests
+        shared_nF = noisy(features_of(model, job.samples, job.train_ids), self.feature_noise, job)
+        return (shared_nF, targets_n[job.train_ids]), tests
 
     @cached_property
     def trajectory(self) -> RecordedRun:
@@ -191,6 +195,8 @@ def why_not(name: str, job: Job, exact: bool) -> str | None:
         return f"it needs all coalitions (leave out --no-truth; at most {MOST_EXACT} institutions)"
     if name in OF_SGD and job.config.optimizer != "sgd":
         return "it differentiates steps of --optimizer sgd"
+    if name in OF_SGD and job.config.dp_noise is not None:
+        return "it asks what a sample did, which is what the steps of --dp_noise hide"
     if name in ALL_COALITIONS and len(job.shards) > MOST_EXACT:
         return f"it goes through all coalitions: at most {MOST_EXACT} institutions"
     if name in ONE_CLASS and not job.dataset.task.one_class:
@@ -207,6 +213,15 @@ def scaled(values_N: np.ndarray, total: float) -> np.ndarray:
 def features_of(model: torch.nn.Module, samples: object, ids_n: Tensor) -> Tensor:
     """What enters the model's last layer [n, F]."""
     return torch.cat([features(model, samples.plain(piece)[0]).cpu() for piece in ids_n.split(PIECE)])
+
+
+def noisy(features_nF: Tensor, noise: float, job: Job) -> Tensor:
+    """Features of the training samples with Gaussian noise, in units of each feature's deviation over all of them: a
+    function of the seed, the sample and the feature."""
+    if not noise:
+        return features_nF
+    drawn_nF = normals(features_nF.shape[1], job.config.seed, "feature noise", job.train_ids[:, None])
+    return features_nF + noise * features_nF.std(0) * drawn_nF.to(features_nF.dtype)
 
 
 def influence(study: Study, method: str) -> np.ndarray:
