@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: demo example-air example-defects example-speech homogeneous test test-all test-federated test-slurm lint federated clean
+.PHONY: demo example-air example-defects example-speech homogeneous privacy test test-all test-federated test-slurm lint federated clean
 
 $(VENV)/core: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,10 +39,16 @@ $(VENV)/homogeneous: $(VENV)/core requirements-homogeneous.txt
 homogeneous: $(VENV)/homogeneous  ## an agent learns which node trains next (docs/homogeneous.md)
 	$(RUN) -m homogeneous --resume
 
+$(VENV)/privacy: $(VENV)/core requirements-privacy.txt
+	$(VENV)/bin/pip install --quiet -r requirements-privacy.txt -c constraints.txt
+	@touch $@
+
+privacy: $(VENV)/privacy  ## what --dp_noise needs: Opacus counts epsilon (docs/privacy.md)
+
 test: $(VENV)/dev  ## the fast tests, one process a core
 	$(RUN) -m pytest -n auto --dist worksteal
 
-test-all: $(VENV)/dev $(VENV)/homogeneous  ## the slow tests too, and those of rooms with packages of their own
+test-all: $(VENV)/dev $(VENV)/homogeneous $(VENV)/privacy  ## the slow tests too, and those of rooms with packages of their own
 	$(RUN) -m pytest -n auto --dist worksteal -m "not deployment and not slurm"
 
 $(VENV)/slurm: $(VENV)/core requirements-slurm.txt
