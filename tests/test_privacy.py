@@ -93,6 +93,7 @@ def test_a_step_is_that_of_a_loop_over_samples(monkeypatch, model, channels_last
                 torch.testing.assert_close(moved, expected[entry.name] / len(ids), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook")
 @pytest.mark.parametrize("model", ["mlp", "cnn", "squeezenet"])
 def test_a_step_is_that_of_opacus(model):
     opacus = pytest.importorskip("opacus")
