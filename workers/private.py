@@ -75,7 +75,7 @@ class Privacy:
             flat = [own[name].reshape(len(losses_B), -1) for name in names]
             norm_B = torch.stack([torch.linalg.vector_norm(gradient, dim=1) for gradient in flat]).norm(dim=0)
             counted_B = weights_B * (self.clip / norm_B).clamp(max=1.0)
-            sums = [counted_B @ gradient for gradient in flat]
+            sums = [(counted_B[None] @ gradient)[0] for gradient in flat]
             shaped = [total.view(own[name].shape[1:]) for name, total in zip(names, sums, strict=True)]
             return shaped, (losses_B * weights_B).sum()
 
