@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: demo example-air example-defects example-speech homogeneous privacy test test-all test-federated test-slurm lint federated clean
+.PHONY: demo example-air example-defects example-speech homogeneous ledger privacy test test-all test-federated test-slurm test-anvil lint federated clean
 
 $(VENV)/core: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,11 +45,17 @@ $(VENV)/privacy: $(VENV)/core requirements-privacy.txt
 
 privacy: $(VENV)/privacy  ## what --dp_noise needs: Opacus counts epsilon (docs/privacy.md)
 
+$(VENV)/ledger: $(VENV)/core requirements-ledger.txt
+	$(VENV)/bin/pip install --quiet -r requirements-ledger.txt -c constraints.txt
+	@touch $@
+
+ledger: $(VENV)/ledger  ## what records, contracts and payouts need (docs/ledger.md)
+
 test: $(VENV)/dev  ## the fast tests, one process a core
 	$(RUN) -m pytest -n auto --dist worksteal
 
-test-all: $(VENV)/dev $(VENV)/homogeneous $(VENV)/privacy  ## the slow tests too, and those of rooms with packages of their own
-	$(RUN) -m pytest -n auto --dist worksteal -m "not deployment and not slurm"
+test-all: $(VENV)/dev $(VENV)/homogeneous $(VENV)/ledger $(VENV)/privacy  ## the slow tests too, and those of rooms with packages of their own
+	$(RUN) -m pytest -n auto --dist worksteal -m "not deployment and not slurm and not anvil"
 
 $(VENV)/slurm: $(VENV)/core requirements-slurm.txt
 	$(VENV)/bin/pip install --quiet -r requirements-slurm.txt -c constraints.txt
@@ -57,6 +63,15 @@ $(VENV)/slurm: $(VENV)/core requirements-slurm.txt
 
 test-slurm: $(VENV)/dev $(VENV)/slurm  ## coalitions as jobs of a SLURM of one node (Debian: slurmctld slurmd slurm-client munge)
 	$(RUN) -m pytest tests/test_slurm.py -m slurm -rs
+
+ANVIL := $(VENV)/anvil/node_modules/.bin
+
+$(ANVIL)/anvil: $(VENV)/core
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/anvil @foundry-rs/anvil@1.7.1
+	@touch $@
+
+test-anvil: $(VENV)/dev $(VENV)/ledger $(ANVIL)/anvil  ## the contracts' tests on a second implementation of the EVM (npm)
+	PATH="$(CURDIR)/$(ANVIL):$$PATH" $(RUN) -m pytest tests -k ledger -m anvil
 
 test-federated: $(VENV)/dev $(VENV)-federated/done  ## the Flower deployment on loopback, about five minutes
 	$(RUN) -m pytest tests/test_federated.py -m deployment

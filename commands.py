@@ -43,6 +43,14 @@ def predict() -> int:
     return main()
 
 
+def job() -> int:
+    """``decentralized-job``: python -m training.job."""
+    begin()
+    from training.job import main
+
+    return main()
+
+
 def homogeneous() -> int:
     """``decentralized-homogeneous``: python -m homogeneous."""
     begin()
@@ -55,6 +63,14 @@ def valuation() -> int:
     """``decentralized-valuation``: python -m valuation."""
     begin()
     from valuation.__main__ import main
+
+    return main()
+
+
+def ledger() -> int:
+    """``decentralized-ledger``: python -m ledger."""
+    begin()
+    from ledger.__main__ import main
 
     return main()
 

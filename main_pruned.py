@@ -31,6 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel ov
 def main(argv: list[str] | None = None) -> int:
     """Parse, then stage 1, scores, stage 2, comparison. Returns the exit code."""
     from utils.args import parse
+    from utils.awaited import AWAITS, ResultsMissing, each
     from utils.errors import UsageError, refusal
     from utils.pruning_args import PruningConfig
 
@@ -45,11 +46,14 @@ def main(argv: list[str] | None = None) -> int:
         config = stage1_config(config)
         folder = stage1_folder(config)
         with own_folder(folder):
-            results = [run(one) for one in each_seed(config)]
+            results = each(run, each_seed(config))
             if len(results) > 1:
                 summarize(folder, results, config.plots)
     except (UsageError, OSError) as error:  # OSError: a path that cannot be used
         return refusal(error)
+    except ResultsMissing as awaited:
+        print(awaited.what_to_do("The same command"))
+        return AWAITS
     except KeyboardInterrupt:
         print(interrupted(config, folder), file=sys.stderr)
         return STOPPED

@@ -20,6 +20,8 @@ BAD: dict[str, tuple[str, ...]] = {
     "image_size": (*COUNT, "3"),
     "history": COUNT,
     "horizon": COUNT,
+    "ledger_every": COUNT,
+    "ledger_states": COUNT,
     "sound_seconds": NUMBER,
     "neighbors": COUNT,
     "node_datasize": (*COUNT, "1000000"),
@@ -71,7 +73,7 @@ BAD_PRUNING: dict[str, tuple[str, ...]] = {
     "methods": ("noprune", "no-such-thing", "if dicee"),
     "audit_groups": (*COUNT, "2"),
     "audit_fraction": (*SHARE, "1"),
-    "cluster": ("here", "local", "tcp:"),
+    "cluster": ("here", "local", "tcp:", "recipes:2"),
 }
 
 # Values that only the run can judge: tried with what else they need.
@@ -80,8 +82,8 @@ NEEDS = {
     "shards_per_worker": ("--partition", "shards"),
     "buffer_size": ("--protocol", "fedasync"),
 }
-FREE_TEXT = {"config", "dataset_path", "drop_samples", "keep_samples", "topology_file", "policy", "results_dir",
-             "run_name", "stage1_dir"}  # fmt: skip
+FREE_TEXT = {"config", "ledger", "ledger_keys", "dataset_path", "drop_samples", "keep_samples", "topology_file",
+             "policy", "results_dir", "run_name", "stage1_dir"}  # fmt: skip
 RUNS_FIRST = {"target"}  # judged only after stage 1: below
 
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = (
     "utils", "networks", "data", "workers", "training", "visualization", "federated", "homogeneous", "valuation",
-    "benchmarks",
+    "ledger", "benchmarks",
 )  # fmt: skip
 ENTRIES = ("main", "main_pruned", "commands")
 
@@ -25,6 +25,7 @@ SEES = {
     "federated": {"utils", "networks", "data", "workers", "training", "visualization"},
     "homogeneous": {"utils", "networks", "data", "workers", "training", "visualization"},
     "valuation": {"utils", "networks", "data", "workers", "training", "visualization"},
+    "ledger": {"utils", "networks", "data", "workers", "training", "visualization"},
     "benchmarks": {*ROOMS, *ENTRIES},
     "main": set(ROOMS) - {"benchmarks"},
     "main_pruned": set(ROOMS) - {"benchmarks"},

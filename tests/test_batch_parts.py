@@ -22,7 +22,8 @@ from tests.helpers import run_steps, small_fleet
 from training import checkpoint
 from training.build import build
 from training.protocols import load_protocol
-from training.retrain import Recipe, retrain
+from training.recipe import Recipe
+from training.retrain import retrain
 from training.trajectory import RecordedRun
 from utils.args import Config, parse
 from workers.engine import Engine
@@ -175,7 +176,7 @@ def test_scores_and_retraining_go_the_same_way(whole):
     end = checkpoint.latest(whole / "checkpoints").tensors["rows"]
     final = RecordedRun(job, rounds).final()
     assert torch.equal(job.engine.layout.canonical(final), end)
-    elsewhere = Recipe(config, training.execution.Execution(**record["execution"] | {"threads": 1}), rounds, "").job()
+    elsewhere = Recipe.of("retrainings", job, {}).job()
     everything_Mn = torch.ones(5, len(job.dataset.targets_n))
     values = [retrain(j, rounds, everything_Mn[:m], "nodes") for j, m in ((job, 1), (job, 5), (elsewhere, 2))]
     assert len({value for values_M in values for value in values_M.tolist()}) == 1

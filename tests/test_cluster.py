@@ -105,15 +105,14 @@ def test_no_cluster_there(tmp_path, capsys):
 def test_a_machine_with_other_data_is_refused(tmp_path):
     import dataclasses
 
-    import torch
-
-    from training import retrain
     from training.pruning import open_stage1
+    from training.recipe import Recipe, done
 
     prune(tmp_path, "--stage", "1")
     config = parse(PruningConfig, arguments(tmp_path), "")
     stage1 = open_stage1(config)
-    masks = torch.ones(1, len(stage1.job.dataset.targets_n)).numpy()
-    assert retrain._retrain_elsewhere(stage1.recipe, masks, "nodes").shape == (1,)
-    with pytest.raises(ValueError, match="other data"):
-        retrain._retrain_elsewhere(dataclasses.replace(stage1.recipe, run="0" * 64), masks, "nodes")
+    recipe = Recipe.of("retrainings", stage1.job, {"rounds": stage1.run.rounds, "target": "nodes", "removed": [[]]})
+    [value] = recipe.value_of(done(json.dumps(recipe.to_json())), "there")
+    assert value == pytest.approx(stage1.summary["test_loss"], rel=0.5)  # that of the validation set
+    with pytest.raises(ValueError, match="data, files or settings"):
+        done(json.dumps(dataclasses.replace(recipe, run="0" * 64).to_json()))

@@ -16,7 +16,9 @@ from test_architecture import ROOMS
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("main.py", "main_pruned.py", "commands:train", "commands:predict")
-MODULES = ("training.predict", "visualization.plot_utils", "data.index", "benchmarks.training", "benchmarks.mislabel")
+MODULES = ("training.predict", "training.job", "visualization.plot_utils", "data.index", "benchmarks.training",
+           "benchmarks.mislabel")  # fmt: skip
+ONE_WORD = ("data.index", "training.job")
 HEAVY = ("torch", "numpy", "scipy", "matplotlib", "sklearn")
 
 
@@ -55,7 +57,7 @@ except SystemExit as stopped:
 
 @pytest.mark.parametrize("command", [*SCRIPTS, *MODULES])
 def test_without_the_environment_a_line_says_what_to_do(command):
-    flags = ["x", "y"] if command.endswith((":predict", "plot_utils")) else ["x"] if command == "data.index" else []
+    flags = ["x", "y"] if command.endswith((":predict", "plot_utils")) else ["x"] if command in ONE_WORD else []
     output, errors = (process := start(command, *flags, python=("-S",))).communicate()
     assert process.returncode == 2 and output == ""
     [line] = errors.splitlines()

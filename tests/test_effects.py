@@ -79,6 +79,9 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "latency_ms": [("--latency_ms 5 --protocol local", "--latency_ms 5")],
     "bandwidth_mbps": [("--bandwidth_mbps 5 --protocol local", "--bandwidth_mbps 5 --protocol fedavg")],
     "finetune_head": [("--finetune_head", "--finetune_head --finetune 1")],
+    "ledger_keys": [("--ledger_keys x", "--ledger_keys x --ledger y")],
+    "ledger_every": [("--ledger_every 2", "--ledger_every 2 --ledger y")],
+    "ledger_states": [("--ledger_states 2", "--ledger_states 2 --ledger y")],
     "beta2": [("--beta2 0.9", "--beta2 0.9 --optimizer adam")],
     "eps": [("--eps 1e-7", "--eps 1e-7 --optimizer adamw")],
     "gamma": [

@@ -28,7 +28,7 @@ from utils.args import Config
 from utils.errors import UsageError
 from utils.random import normals
 from valuation.args import ValuationConfig
-from valuation.methods import OF_SGD, features_of, noisy, why_not
+from valuation.methods import OF_SGD, add_noise, why_not
 from workers.optimizers import SGD, Adam
 from workers.private import Privacy, drawn
 from workers.worker_vision import Fleet
@@ -330,10 +330,10 @@ def test_the_command_says_epsilon_and_resumes(tmp_path, capsys):
     (["--model", "resnet18"], "BatchNorm"), (["--finetune", "1"], "--finetune"),
     (["--batch_parts", "2"], "--batch_parts"), (["--engine", "graph"], "--engine graph"),
     (["--engine", "measure"], "--engine measure"), (["--dp_clip", "0"], "--dp_clip"),
-    (["--dp_delta", "1"], "--dp_delta"),
+    (["--dp_delta", "1"], "--dp_delta"), (["--ledger", "ledger"], "--ledger"),
 ])  # fmt: skip
 def test_what_it_cannot_go_with_is_refused(tmp_path, capsys, monkeypatch, flags, words):
-    monkeypatch.setattr("training.run.check_accountant", lambda config: None)
+    monkeypatch.setattr("training.run.check_packages", lambda config: None)
     small = ["--model", "mlp", "--max_train", "100", "--min_shard", "2", "--quiet", "--results_dir", str(tmp_path)]
     assert words in refused(capsys, main.main([*small, "--dp_noise", "1", *flags]))
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and f.name != ".lock"]
@@ -371,10 +371,15 @@ def test_shared_features_get_noise_in_units_of_their_deviation():
     moving = deviation_F > 0
     unit_nF = (shared_nF - clean_nF)[:, moving] / (2 * deviation_F[moving])
     assert abs(float(unit_nF.std()) - 1) < 0.03 and torch.equal(shared_nF[:, ~moving], clean_nF[:, ~moving])
-    few = dataclasses.replace(plain.job, train_ids=plain.job.train_ids[5:9])
-    model = plain.job.model.eval()
-    own = [noisy(features_of(model, job.samples, plain.job.train_ids[5:9]), 1.0, job) for job in (few, few)]
-    assert torch.equal(*own)
+    few, ones_nF = dataclasses.replace(plain.job, train_ids=plain.job.train_ids[3::5]), torch.eye(150)
+    own_nF = ones_nF[3::5].clone()
+    scale_F = [features_nF.std(0) for features_nF in (ones_nF, own_nF)]
+    add_noise(ones_nF, 1.0, plain.job)  # one's noise does not depend on who else is there
+    add_noise(own_nF, 1.0, few)
+    seen = scale_F[1] > 0
+    drawn = [(t_nF - torch.eye(150)[3::5])[:, seen] / s_F[seen] for t_nF, s_F in ((ones_nF[3::5], scale_F[0]),
+                                                                                  (own_nF, scale_F[1]))]  # fmt: skip
+    torch.testing.assert_close(*drawn, rtol=1e-4, atol=1e-4)
 
 
 def test_valuation_says_epsilon(tmp_path, capsys):

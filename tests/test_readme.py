@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+import data.index
+import data.resize
 import main
 import main_pruned
 from tests.test_architecture import ROOT
 from utils.args import Config, parse
 from utils.pruning_args import PruningConfig
+from valuation.args import ValuationConfig
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*/README.md")), *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python main(?:_pruned)?\.py(?: [^`#|\n]+(?:\\\n[^`#|\n]+)*)?")
@@ -36,6 +39,21 @@ def test_every_command_is_understood_and_every_flag_counts(typed):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         parse(PruningConfig if program == "main_pruned.py" else Config, words, "")
+
+
+ROOM = re.compile(r"python -m (valuation|data\.index|data\.resize)( [^`#|\n]+)?")
+OF_ROOMS = sorted({(room, words.strip()) for page in PAGES for room, words in ROOM.findall(page.read_text())})
+
+
+@pytest.mark.parametrize("room,typed", [(room, typed) for room, typed in OF_ROOMS if typed])
+def test_commands_of_rooms_are_understood(room, typed):
+    words = shlex.split(typed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if room == "valuation":
+            parse(ValuationConfig, words, "")
+        else:
+            {"data.index": data.index, "data.resize": data.resize}[room]._parser().parse_args(words)
 
 
 NOT_HERE = ("dataset_name", "...", *ELSEWHERE)

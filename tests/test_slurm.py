@@ -1,6 +1,9 @@
 """Coalitions as jobs of a real SLURM of one node: the same bits as here, also where a job is killed in the middle."""
 
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -10,6 +13,8 @@ import pytest
 
 from tests.command import refused
 from tests.slurm_node import missing, run, slurm, wait_for
+from tests.test_architecture import ROOT
+from utils.awaited import AWAITS
 from valuation.__main__ import main
 
 pytestmark = pytest.mark.slurm
@@ -55,6 +60,31 @@ def test_a_job_that_is_killed_is_made_again_and_the_bits_are_those_of_here(node,
     assert main([*flags, "--run_name", "here"]) == 0
     assert coalitions(tmp_path / "there") == coalitions(tmp_path / "here") and len(coalitions(tmp_path / "here")) == 15
     wait_for(lambda: not run("squeue", "-h").split())  # nothing is left in the queue
+
+
+def test_recipes_as_an_array_that_is_cancelled_and_started_again(node, tmp_path, capsys):
+    """The line that is printed, as it is."""
+    flags = [*FLAGS, "--num_workers", "2", "--results_dir", str(tmp_path)]
+    there = [*flags, "--run_name", "there", "--cluster", "recipes"]
+    assert main(there) == AWAITS
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  sbatch ")]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    jobs = tmp_path / "there/valuation/jobs"
+
+    def start() -> None:
+        subprocess.run(line, shell=True, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=60)
+
+    start()
+    wait_for(lambda: list(jobs.glob("*.result.json")), 300)
+    run("scancel", *run("squeue", "-h", "-o", "%i").split())
+    wait_for(lambda: not run("squeue", "-h").split())
+    first = {path: path.read_bytes() for path in jobs.glob("*.result.json")}
+    assert 0 < len(first) < 3 and main([*there, "--resume"]) == AWAITS
+    start()
+    wait_for(lambda: not run("squeue", "-h").split(), 300)
+    assert first.items() <= {path: path.read_bytes() for path in jobs.glob("*.result.json")}.items()
+    assert main([*there, "--resume"]) == main([*flags, "--run_name", "here"]) == 0
+    assert coalitions(tmp_path / "there") == coalitions(tmp_path / "here") and len(coalitions(tmp_path / "here")) == 3
 
 
 @pytest.mark.parametrize("text,words", [("queue: [", "no YAML"), ("- a\n", "NAME: VALUE"), ("colour: red\n", "colour")])

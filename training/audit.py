@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.cluster import completed
 from training.pruning import Stage1
-from training.retrain import fleet_size, retrain, retrain_masks
+from training.recipe import Recipe
+from training.retrain import fleet_size, masks_without, retrain
 from utils.digest import digest_json, digest_tensors
 from utils.errors import UsageError
 from utils.influence.statistics import auroc, found_among_lowest, lds
@@ -36,22 +38,26 @@ def random_groups(train_ids: Tensor, count: int, fraction: float, seed: int) -> 
 def actual_changes(stage1: Stage1, groups_Mg: Tensor) -> tuple[np.ndarray, float]:
     """F after each masked retraining minus F of the full run [M], and F of the full run.
 
-    What has been retrained under the same settings is not retrained again: every finished fleet is kept.
+    What has been retrained under the same settings is not retrained again: every finished fleet is kept. Fleets are
+    the same wherever they train, so that what was done elsewhere is found.
     """
-    config, job = stage1.config, stage1.job
-    masks = job.sample_weights_n.repeat(len(groups_Mg) + 1, 1)
-    masks[torch.arange(1, len(masks))[:, None], groups_Mg] = 0.0
+    config, job, rounds = stage1.config, stage1.job, stage1.run.rounds
+    removed = [[], *groups_Mg.tolist()]
     kept = Retrainings(stage1, groups_Mg)
-    missing = torch.tensor([i for i in range(len(masks)) if i not in kept.values], dtype=torch.int64)
-    memory = config.memory_gb * 1e9
-    size = fleet_size(job, max(1, len(missing)), memory)
-    total, quiet = -(-len(missing) // size) * stage1.run.rounds, config.quiet or config.cluster is not None
-    with bar(total, f"audit: {len(missing)} retrainings", "round", quiet) as ticks:
-        for piece, values in retrain_masks(
-            stage1.recipe, job, masks[missing], config.target, memory, config.cluster, ticks.update
-        ):
-            kept.add(missing[piece].tolist(), values.double().tolist())
-    values = np.array([kept.values[i] for i in range(len(masks))])
+    fleets = torch.arange(len(removed)).split(fleet_size(job, len(removed), config.memory_gb * 1e9))
+    fleets = [fleet.tolist() for fleet in fleets if not kept.values.keys() >= set(fleet.tolist())]
+    what = {"rounds": rounds, "target": config.target}
+    recipes = [Recipe.of("retrainings", job, {**what, "removed": [removed[i] for i in fleet]}) for fleet in fleets]
+    count = len(removed) - len(kept.values)
+    with bar(len(fleets) * rounds, f"audit: {count} retrainings", "round", config.quiet) as ticks:
+        for f, values in completed(config.cluster, recipes, stage1.folder / "jobs" / kept.path.stem):
+            kept.add(fleets[f], [float(value) for value in values])
+            ticks.update(rounds)
+        for fleet in fleets:  # what was done nowhere else is done here
+            if missing := [i for i in fleet if i not in kept.values]:
+                masks_Mn = masks_without(job.sample_weights_n, [removed[i] for i in missing])
+                kept.add(missing, retrain(job, rounds, masks_Mn, config.target, ticks.update).tolist())
+    values = np.array([kept.values[i] for i in range(len(removed))])
     return values[1:] - values[0], float(values[0])
 
 
@@ -102,8 +108,12 @@ def audit(stage1: Stage1) -> dict[str, Any]:
     for method, scores_n in scores.items():
         predicted_M = scores_n[groups_Mg].sum(1).numpy()
         value, interval = lds(predicted_M, actual_M)
-        methods[method] = {"lds": value, "interval": list(interval), "predicted": predicted_M.tolist()}
+        methods[method] = {
+            "lds": value, "interval": list(interval), "predicted": predicted_M.tolist(),
+            "scores": digest_tensors({"scores": scores_n[stage1.job.train_ids]}),
+        }  # fmt: skip
     record = {
+        "run": stage1.job.identity["digest"],
         "target": config.target,
         "groups": config.audit_groups,
         "fraction": config.audit_fraction,
@@ -126,7 +136,7 @@ def masked_against_removed(
     ids = stage1.job.train_ids
     for group_g, masked in zip(groups_Mg, actual_M, strict=True):
         try:
-            job = stage1.recipe.job(ids[~torch.isin(ids, group_g)])
+            job = stage1.job_on(ids[~torch.isin(ids, group_g)])
         except UsageError:
             continue
         removed = retrain(job, stage1.run.rounds, job.sample_weights_n[None], stage1.config.target)[0].item()

@@ -1,4 +1,5 @@
-"""Work in other processes, here or on a Dask cluster: each result is handed over as soon as it is there.
+"""Work elsewhere, in other processes here, on a Dask cluster or wherever the user runs files: recipes
+(:mod:`training.recipe`) go out as JSON, results come back as JSON, and each is handed over as soon as it is there.
 
 Whoever can reach a Dask scheduler can run code on its workers, and its greeting negotiates pickle: connect to
 schedulers that you started, on networks that you trust, or over TLS (README, 'Bad workers and crashes').
@@ -7,13 +8,15 @@ schedulers that you started, on networks that you trust, or over TLS (README, 'B
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.recipe import Recipe, collected, done, hand_out
 from utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,19 +27,35 @@ RETRIES = 3  # of a task whose worker died under it
 SECONDS_FOR_WORKERS = 30
 
 
-def completed(cluster: str, function: Callable, tasks: list[tuple]) -> Iterator[tuple[int, Any]]:
-    """(i, ``function(*tasks[i])``) in the order in which they end. A task whose worker is killed starts again on
-    another one.
+def completed(cluster: str | None, recipes: Sequence[Recipe], folder: Path) -> Iterator[tuple[int, Any]]:
+    """(i, value of ``recipes[i]``): first of those whose results lie in the folder, then of the others, in the order in
+    which they end. ``cluster`` None: there are no others. ``recipes``: the others are written to the folder, for the
+    user to run, and :class:`ResultsMissing` says so.
 
-    Raises :class:`UsageError` where no scheduler or worker is there, the scheduler goes away, or a task has
-    lost too many workers.
+    Raises :class:`UsageError` where a result is damaged or another's, no scheduler or worker is there, the scheduler
+    goes away, or a task has lost too many workers.
     """
+    there = set()
+    for i, value in collected(recipes, folder):
+        there.add(i)
+        yield i, value
+    others = [i for i in range(len(recipes)) if i not in there]
+    if cluster is None or not others:
+        return
+    if cluster == "recipes":
+        hand_out([recipes[i] for i in others], folder)
+    for k, text in _texts(cluster, [json.dumps(recipes[i].to_json()) for i in others]):
+        yield others[k], recipes[others[k]].value_of(text, f"what came from --cluster {cluster}")
+
+
+def _texts(cluster: str, tasks: list[str]) -> Iterator[tuple[int, str]]:
+    """(k, ``done(tasks[k])``) as they end. A task whose worker is killed starts again on another one."""
     from dask.distributed import CancelledError, KilledWorker, as_completed
     from distributed.comm import CommClosedError
 
     problem = None
     with connected(cluster) as client:
-        index = {client.submit(function, *task, retries=RETRIES, pure=False): i for i, task in enumerate(tasks)}
+        index = {client.submit(done, task, retries=RETRIES, pure=False): k for k, task in enumerate(tasks)}
         for future in as_completed(list(index)):
             try:
                 result = future.result()

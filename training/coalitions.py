@@ -21,7 +21,7 @@ from scipy import sparse
 from torch import Tensor
 
 from data.batches import Batches
-from training.build import Job
+from training.build import Job, check_batch_norm
 from training.execution import optimizer_of
 from training.privacy import privacy_of
 from training.protocols import RoundPlan, local_epoch_steps, train_round
@@ -41,10 +41,11 @@ def all_coalitions(count: int) -> list[Coalition]:
 
 
 class MemberBatches(Batches):
-    """The batch schedule of members: that of an institution, whichever the coalition is. ``member_R``: which one."""
+    """The batch schedule of members: that of an institution, whichever the coalition is. ``shards_R``: what each trains
+    on; ``member_R``: which institution it is."""
 
-    def __init__(self, shards: list[Tensor], batch_size: int, seed: int, member_R: Sequence[int]):
-        super().__init__([shards[k] for k in member_R], batch_size, seed)
+    def __init__(self, shards_R: list[Tensor], batch_size: int, seed: int, member_R: Sequence[int]):
+        super().__init__(shards_R, batch_size, seed)
         self._keys_2N[1] = torch.tensor(member_R)
 
 
@@ -59,23 +60,28 @@ class Trained:
 
 
 def train_coalitions(
-    job: Job, coalitions: Sequence[Coalition], progress: Progress = ignored, watch: Watch | None = None
+    job: Job, coalitions: Sequence[Coalition], progress: Progress = ignored, watch: Watch | None = None,
+    held: Sequence[Sequence[Tensor]] | None = None,
 ) -> Trained:
     """Train them: ``--epochs`` at most, until ``--patience`` rounds have brought no better validation loss.
 
     ``watch``: sees the last coalition's model before every round, [D], and its members' after their steps, [N, D].
-    Raises :class:`UsageError` where one diverges from the start.
+    ``held``: the samples of each member of each coalition (default: all that its institution has); fewer do not make
+    fewer steps. Raises :class:`UsageError` where one diverges from the start.
     """
     config, C = job.config, len(coalitions)
     member_R = [k for members in coalitions for k in members]
+    shards_R = [job.shards[k] for k in member_R] if held is None else [shard for shards in held for shard in shards]
     first = [0]
     for members in coalitions:
         first.append(first[-1] + len(members))
+    batches = MemberBatches(shards_R, config.batch_size, derive_seed(config.seed, "batches"), member_R)
+    check_batch_norm(config, job.model, job.samples.shape, batches)
     fleet = Fleet(
         job.engine,
         job.initial_ND[0],
         job.samples,
-        MemberBatches(job.shards, config.batch_size, derive_seed(config.seed, "batches"), member_R),
+        batches,
         optimizer=optimizer_of(config),
         seed=derive_seed(config.seed, "augmentation"),
         weights_Mn=job.sample_weights_n[None],

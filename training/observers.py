@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from training.protocols import Round
 from utils.progress import bar
 from utils.records import MetricsLog
+from utils.registry import OBSERVERS, load
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -85,10 +86,13 @@ class TensorBoard(Observer):
 
 
 def observers_of(trainer: Trainer) -> list[Observer]:
-    """Who watches a run; of several processes the first one is watched."""
+    """Who watches a run; of several processes the first one is watched, but for the ledger."""
+    every: list[Observer] = []  # each process signs what its own workers did
+    if trainer.config.ledger:
+        every.append(load(OBSERVERS, "ledger", "observer")(trainer))
     if not trainer.lead:
-        return []
-    observers: list[Observer] = [MetricsLines()]
+        return every
+    observers: list[Observer] = [MetricsLines(), *every]
     observers += [] if trainer.config.quiet else [Bar()]
     observers += [TensorBoard()] if trainer.config.tensorboard else []
     return observers

@@ -57,6 +57,8 @@ def make_private(config: Config, model: nn.Module) -> None:
         )
     if config.finetune:
         raise UsageError("--finetune trains on, which no epsilon of --dp_noise would count: leave one of them out.")
+    if config.ledger:
+        raise UsageError("--ledger lets others compute the noise of --dp_noise, so it hides nothing: leave one out.")
     if (config.batch_parts or 1) > 1:
         raise UsageError("--batch_parts cuts batches, and --dp_noise takes them sample by sample: leave it out.")
     for module in model.modules():  # vmap does not know PyTorch's fused recurrent kernels

@@ -25,7 +25,6 @@ from training.build import Job, build
 from training.deal import with_workers
 from training.identity import check_identity
 from training.protocols import check_differentiable
-from training.retrain import Recipe
 from training.run import check_packages, claim, clear, prepare, recorded_execution, run_folder
 from training.scores import keep_best, scores_for
 from training.trainer import train
@@ -49,10 +48,11 @@ class Stage1:
     summary: dict[str, Any]
     final_state: str  # digest of the final checkpoint's tensors
 
-    @property
-    def recipe(self) -> Recipe:
-        """What another process needs to repeat it."""
-        return Recipe(self.config, self.job.execution, self.run.rounds, self.job.identity["digest"], self.job.decisions)
+    def job_on(self, kept_ids: Tensor) -> Job:
+        """The run on these training samples only."""
+        job = build(dataclasses.replace(self.config, quiet=True, config=None), self.job.execution, kept_ids)
+        job.decisions.update(self.job.decisions)
+        return job
 
     def scores(self, method: str) -> tuple[Tensor, Path]:
         """Scores [n] of a method and where they are kept."""
@@ -242,7 +242,7 @@ def stage2_config(stage1: Stage1, kept: Path | None) -> PruningConfig:
     if config.stage2_epochs is not None:
         length = {"epochs": config.stage2_epochs, "max_rounds": None}
     return dataclasses.replace(
-        config, model=config.model_B or config.model, patience=0, keep_samples=kept and str(kept), **length
+        config, model=config.model_B or config.model, patience=0, keep_samples=kept and str(kept), ledger=None, **length
     )
 
 

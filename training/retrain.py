@@ -1,47 +1,29 @@
 """Retraining with samples switched off: the ground truth of influence.
 
 Removal is a weight mask, so M retrainings are one fleet of M x N workers with a block-diagonal mixing
-matrix. Many retrainings are several fleets, one after the other or on a Dask cluster, with the same results.
+matrix. Many retrainings are several fleets, one after the other or elsewhere (``retrainings``: the job that a recipe
+asks for), with the same results.
 
 Legend: M masks, N workers, n samples, R rows, D floats a row.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from training.build import Job, build
-from training.cluster import completed
-from training.execution import Execution, optimizer_of
+from training.build import Job
+from training.execution import optimizer_of
 from training.protocols import load_protocol
-from utils.args import Config
 from utils.errors import UsageError
 from utils.influence.targets import node_weights
-from utils.progress import Progress, ignored
+from utils.progress import Progress, bar, ignored
+from utils.pruning_args import check_target
 from workers.optimizers import state_size
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """All that another process needs to repeat a run: plain values, no tensors of models. ``run``: its digest
-    (see :mod:`training.identity`), which must be the same there. ``decisions``: those of the run's job."""
-
-    config: Config
-    execution: Execution
-    rounds: int
-    run: str
-    decisions: dict[str, list] = dataclasses.field(default_factory=dict)
-
-    def job(self, kept_ids: Tensor | None = None) -> Job:
-        """The run, built anew; ``kept_ids``: on these training samples only."""
-        job = build(dataclasses.replace(self.config, quiet=True, config=None), self.execution, kept_ids)
-        job.decisions.update(self.decisions)
-        return job
 
 
 def retrain(
@@ -76,29 +58,6 @@ def replicas_that_fit(job: Job, memory: float) -> int:
     return max(1, int(min(memory / (floats * size), 1e9)))
 
 
-def retrain_masks(
-    recipe: Recipe,
-    job: Job,
-    masks_Mn: Tensor,
-    target: str,
-    memory: float,
-    cluster: str | None = None,
-    progress: Progress = ignored,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(Indices of masks, their F) of each fleet of retrainings as it ends, wherever the fleets run. ``progress``:
-    once a finished round in this process."""
-    if len(masks_Mn) == 0:
-        return
-    pieces = torch.arange(len(masks_Mn)).split(fleet_size(job, len(masks_Mn), memory))
-    if cluster is None:
-        for piece in pieces:
-            yield piece, retrain(job, recipe.rounds, masks_Mn[piece], target, progress)
-        return
-    tasks = [(recipe, masks_Mn[piece].numpy(), target) for piece in pieces]
-    for i, values in completed(cluster, _retrain_elsewhere, tasks):
-        yield pieces[i], torch.from_numpy(values)
-
-
 def fleet_size(job: Job, masks: int, memory: float) -> int:
     """Retrainings a fleet holds: as few as keep the engine busy, since what a kill costs is a fleet; no more
     than fit into the memory."""
@@ -106,10 +65,23 @@ def fleet_size(job: Job, masks: int, memory: float) -> int:
     return min(masks, replicas_that_fit(job, memory), max(1, busy))
 
 
-def _retrain_elsewhere(recipe: Recipe, masks: Any, target: str) -> Any:
-    """Runs in another process: build the job there, retrain, send back M numbers."""
-    execution = dataclasses.replace(recipe.execution, threads=1)
-    job = dataclasses.replace(recipe, execution=execution).job()
-    if job.identity["digest"] != recipe.run:
-        raise UsageError("a machine of the cluster has other data or files: use the same code and data everywhere.")
-    return retrain(job, recipe.rounds, torch.from_numpy(masks), target).numpy()
+def masks_without(weights_n: Tensor, removed: Sequence[Sequence[int]]) -> Tensor:
+    """The weights of a run's samples [M, n], in each row without these."""
+    masks_Mn = weights_n.repeat(len(removed), 1)
+    for mask_n, ids in zip(masks_Mn, removed, strict=True):
+        mask_n[torch.tensor(ids, dtype=torch.int64)] = 0.0
+    return masks_Mn
+
+
+def retrainings(job: Job, work: dict[str, Any]) -> list[float | str]:
+    """F of each retraining, without its ``removed`` samples, for ``rounds`` rounds: of a recipe's work."""
+    n, kinds = len(job.sample_weights_n), {"rounds": int, "target": str, "removed": list}
+    whole = all(type(work.get(name)) is kind for name, kind in kinds.items())
+    if not whole or not all(type(ids) is list and all(type(i) is int and 0 <= i < n for i in ids)
+                            for ids in work["removed"]):  # fmt: skip
+        raise UsageError("retrainings are 'rounds', a 'target', and for each the ids of its 'removed' samples.")
+    check_target(work["target"], job.config.num_workers)
+    masks_Mn = masks_without(job.sample_weights_n, work["removed"])
+    with bar(work["rounds"], f"retrainings: {len(masks_Mn)}", "round", job.config.quiet) as ticks:
+        values_M = retrain(job, work["rounds"], masks_Mn, work["target"], ticks.update)
+    return [value if math.isfinite(value) else str(value) for value in values_M.tolist()]  # JSON has no infinity

@@ -33,7 +33,7 @@ from utils.records import metric_of, read_json, read_result, write_json
 from workers import distributed
 
 # What the processes of one run may have each of their own.
-OWN = ("dataset_path", "download", "device", "threads", "quiet")
+OWN = ("dataset_path", "download", "device", "threads", "quiet", "ledger_keys")
 NAMED = ("dataset_name", "model", "protocol", "mode", "num_workers", "dirichlet", "nonIID", "partition", "alpha",
          "shards_per_worker", "seed")  # fmt: skip
 LONGEST_NAME = 100
@@ -112,6 +112,13 @@ def check_packages(config: Config) -> None:
             import torch.utils.tensorboard  # noqa: F401
         except ImportError as error:
             raise UsageError("--tensorboard needs the package: pip install tensorboard.") from error
+    if config.ledger:
+        try:
+            import cryptography  # noqa: F401
+            import multiformats  # noqa: F401
+            import securesystemslib  # noqa: F401
+        except ImportError as error:
+            raise UsageError("--ledger needs packages: pip install -r requirements-ledger.txt.") from error
     check_accountant(config)
 
 
@@ -179,13 +186,14 @@ def clear(run_dir: Path) -> None:
 
 
 def remove_run(run_dir: Path) -> None:
-    """Delete a run, and what was computed from it and lies beside it: scores, audits, comparisons, their pictures.
+    """Delete a run, and what was computed from it and lies beside it: scores, audits, jobs, comparisons, pictures.
     (A stage 2 is a run of its own; it stays, and is refused by a stage 1 that it does not stand on.)"""
     shutil.rmtree(run_dir)
     if run_dir.name != "stage1":
         return
     folder = run_dir.parent
-    shutil.rmtree(folder / "influence", ignore_errors=True)
+    for name in ("influence", "jobs"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     above = OVER_SEEDS if re.fullmatch(r"seed-\d+", folder.name) else ()
     for file in [f for p in DERIVED for f in folder.glob(p)] + [f for p in above for f in folder.parent.glob(p)]:
         file.unlink()

@@ -127,9 +127,7 @@ class Config:
         "how many workers train (default: 8; with --partition natural one for each owner)",
         check=POSITIVE,
     )
-    local_steps: int = flag(
-        1, "topology", "SGD steps of each worker before it averages; together they are a round", check=POSITIVE
-    )
+    local_steps: int = flag(1, "topology", "SGD steps of each worker before it averages, in a round", check=POSITIVE)
 
     # faults
     aggregation: str = flag(
@@ -139,22 +137,16 @@ class Config:
         choices=("mean", "median", "trimmed_mean", "clipped"),
     )
     byzantine: str | None = flag(
-        None,
-        "faults",
-        "COUNT of the workers send bad models, as in 2:sign_flip, 2:noise or 2:nan",
+        None, "faults", "COUNT of the workers send bad models, as in 2:sign_flip, 2:noise or 2:nan",
         metavar="COUNT:KIND",
-    )
+    )  # fmt: skip
     on_bad_worker: str = flag(
-        "stop",
-        "faults",
-        "when a worker's loss or model is no longer finite: stop the run, or go on without it",
+        "stop", "faults", "when a worker's loss or model is no longer finite: stop the run, or go on without it",
         choices=("stop", "isolate"),
     )
 
     # protocols
-    fraction_fit: float = flag(
-        1.0, "protocols", "fedavg: share of the workers that the server samples a round", check=SHARE
-    )
+    fraction_fit: float = flag(1.0, "protocols", "fedavg: share of the workers that the server samples", check=SHARE)
     local_epochs: int = flag(
         1, "protocols", "fedavg, fedasync, chained: epochs that a worker trains before it sends", check=POSITIVE
     )
@@ -202,7 +194,7 @@ class Config:
     gamma: float = flag(
         0.1, "optimization", "factor of multistep (at each milestone) and exponential (every epoch)", check=SHARE
     )
-    warmup_step: int = flag(0, "optimization", "rounds in which the learning rate rises to --lr", check=NOT_NEGATIVE)
+    warmup_step: int = flag(0, "optimization", "rounds in which the learning rate rises", check=NOT_NEGATIVE)
     milestones: tuple[float, ...] = flag(
         (), "optimization", "epochs at which multistep multiplies by gamma (default: at 50 %% and 75 %% of the run)",
         check=POSITIVE,
@@ -222,12 +214,9 @@ class Config:
         None, "privacy", "differentially private steps (DP-SGD): deviation of the noise that a batch's gradients get, "
         "over --dp_clip (0: they are only clipped)", check=NOT_NEGATIVE,
     )
-    dp_clip: float = flag(
-        1.0, "privacy", "--dp_noise: the gradient of a sample is cut to this norm", check=POSITIVE
-    )
+    dp_clip: float = flag(1.0, "privacy", "--dp_noise: the gradient of a sample is cut to this norm", check=POSITIVE)
     dp_delta: float | None = flag(
-        None, "privacy", "--dp_noise: delta that epsilon goes with (default: 1 / (10 n), n a worker's samples)",
-        check=FRACTION,
+        None, "privacy", "--dp_noise: delta of epsilon (default: 1 / (10 n), n a worker's samples)", check=FRACTION
     )
 
     # machine
@@ -297,6 +286,19 @@ class Config:
     )
     plots: bool = flag(True, "run", "draw the plots at the end", changes_results=False)
     tensorboard: bool = flag(False, "run", "write TensorBoard events too", changes_results=False)
+    ledger: str | None = flag(
+        None, "ledger", "sign what every worker does into a ledger in FOLDER (docs/ledger.md)", metavar="FOLDER",
+        changes_results=False,
+    )
+    ledger_keys: str | None = flag(
+        None, "ledger", "private keys of the workers here, of 'python -m ledger keys' (default: new ones beside it)",
+        metavar="FOLDER", changes_results=False,
+    )
+    ledger_every: int = flag(1, "ledger", "rounds between records", check=POSITIVE, changes_results=False)
+    ledger_states: int | None = flag(
+        None, "ledger", "rounds between states kept for replay (default: the root of the number of rounds)",
+        check=POSITIVE, changes_results=False,
+    )
     quiet: bool = flag(False, "run", "no progress bars", changes_results=False)
 
     def __post_init__(self) -> None:
@@ -321,6 +323,8 @@ class Config:
             check_run_name(self.run_name)
         if self.resume and self.overwrite:
             raise UsageError("--resume and --overwrite contradict each other: choose one.")
+        if self.ledger is not None and self.seeds > 1:
+            raise UsageError("--ledger is of one run: leave out --seeds.")
         if list(self.milestones) != sorted(self.milestones):
             raise UsageError("--milestones must be increasing epochs.")
 
@@ -388,7 +392,7 @@ def parse(config_class: type[C], argv: Sequence[str] | None, description: str, v
         config = config_class(**given)
     else:
         record = read_recorded(given["config"])
-        config = config_class(**{**recorded_fields(given["config"], record, hints), **given})
+        config = config_class(**{**recorded_fields(f"--config {given['config']}", record, hints), **given})
         config = dataclasses.replace(config, **recorded_files(given["config"], record, config, given))
     if not varied:
         check_given(config, given)

@@ -20,10 +20,15 @@ def digest_tensors(tensors: Mapping[str, Tensor | np.ndarray]) -> str:
     """Hexadecimal SHA-256 over names, shapes, dtypes and bytes, in the order of names."""
     sha = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = torch.as_tensor(tensors[name])
-        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b"")
+        for part in tensor_bytes(name, torch.as_tensor(tensors[name])):
+            sha.update(part)
     return sha.hexdigest()
+
+
+def tensor_bytes(name: str, tensor: Tensor) -> tuple[bytes, Any]:
+    """What is hashed of a tensor: its name, shape and type, and its bytes (without a copy, where it is contiguous)."""
+    header = f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode()
+    return header, tensor.contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
 
 
 def digest_json(value: Any) -> str:

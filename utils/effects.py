@@ -162,6 +162,7 @@ EFFECTS: tuple[Effect, ...] = (
         "workers of --protocol local send nothing",
     ),
     Effect(("finetune_head",), lambda c: c.finetune > 0, "it needs --finetune EPOCHS"),
+    Effect(("ledger_keys", "ledger_every", "ledger_states"), lambda c: c.ledger is not None, "it needs --ledger"),
     # optimization
     Effect(("beta2", "eps"), _only("optimizer", "adam", "adamw"), "it needs --optimizer adam or adamw"),
     Effect(
@@ -287,7 +288,7 @@ ALWAYS = frozenset(
     dataset_name image_size val_fraction max_train augment flip_labels worker_flips bad_data drop_samples keep_samples
     partition pretrained init num_workers byzantine on_bad_worker speed_spread step_ms finetune epochs batch_size lr
     optimizer momentum wd scheduler warmup_step max_rounds patience device dtype seed seeds deterministic engine
-    protocol config batch_parts dp_noise resume checkpoint_every eval_every plots tensorboard quiet stage model_A
+    protocol config batch_parts dp_noise resume checkpoint_every eval_every plots tensorboard ledger quiet stage model_A
     """.split()
 )
 

@@ -76,10 +76,10 @@ def check_run_name(name: str) -> None:
 
 def check_cluster(value: str | None) -> None:
     """Raises :class:`UsageError` unless the value of --cluster is None or says where tasks run."""
-    if value and not re.fullmatch(r"t(cp|ls)://[^/:]+:[0-9]{1,5}|(local|slurm):[1-9][0-9]{0,3}", value):
+    if value and not re.fullmatch(r"t(cp|ls)://[^/:]+:[0-9]{1,5}|(local|slurm):[1-9][0-9]{0,3}|recipes", value):
         raise UsageError(
-            f"--cluster {value}: give tcp://HOST:PORT, tls://HOST:PORT, local:K with K processes, or slurm:K with K "
-            "jobs."
+            f"--cluster {value}: give tcp://HOST:PORT, tls://HOST:PORT, local:K with K processes, slurm:K with K jobs, "
+            "or recipes, to run files yourself."
         )
 
 

@@ -122,7 +122,8 @@ class PruningConfig(Config):
     cluster: str | None = flag(
         None,
         "audit",
-        "retrain elsewhere: local:K for K processes here, tcp://HOST:PORT or tls://HOST:PORT for a Dask scheduler",
+        "retrain elsewhere: local:K for K processes here, slurm:K for K jobs, tcp://HOST:PORT or tls://HOST:PORT for a "
+        "Dask scheduler, recipes for files that you run (python -m training.job)",
         changes_results=False,
         metavar="ADDRESS",
     )

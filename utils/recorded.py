@@ -50,8 +50,9 @@ def read_recorded(path: str) -> dict[str, dict[str, Any]]:
         raise UsageError(f"--config {path} is not a recorded config.json: {error}.") from error
 
 
-def recorded_fields(path: str, record: dict[str, dict[str, Any]], hints: dict[str, Any]) -> dict[str, Any]:
-    """The fields that a record replays, as the types that ``hints`` give them; the execution is replayed too."""
+def recorded_fields(source: str, record: dict[str, dict[str, Any]], hints: dict[str, Any]) -> dict[str, Any]:
+    """The fields that a record replays, as the types that ``hints`` give them; the execution is replayed too.
+    ``source``: what names the record in errors."""
     values, execution = dict(record["config"]), dict(record["execution"])
     if execution.get("engine") == "graph" and values.get("engine") == "auto":
         del execution["engine"]  # chosen for a GPU, which may not be here
@@ -61,27 +62,27 @@ def recorded_fields(path: str, record: dict[str, dict[str, Any]], hints: dict[st
     values |= {name: execution[name] for name in names if name in execution}
     unknown = sorted(set(values) - set(hints))
     if unknown and not record["execution"]:  # a record of main_pruned.py holds more than main.py reads
-        raise UsageError(f"--config {path}: {unknown_name('field', unknown[0], hints)}")
+        raise UsageError(f"{source}: {unknown_name('field', unknown[0], hints)}")
     return {
-        name: _typed(path, name, value, hints[name])
+        name: _typed(source, name, value, hints[name])
         for name, value in values.items()
         if name in hints and name not in NOT_REPLAYED
     }
 
 
-def _typed(path: str, name: str, value: Any, hint: Any) -> Any:
+def _typed(source: str, name: str, value: Any, hint: Any) -> Any:
     """A value from JSON as the type of its field; :class:`UsageError` where it is another."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for kind in kinds:
         if typing.get_origin(kind) is tuple:
             inner = typing.get_args(kind)[0]
             if isinstance(value, list):
-                return tuple(_typed(path, name, v, inner) for v in value)
+                return tuple(_typed(source, name, v, inner) for v in value)
         elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value) if abs(value) < LARGEST else value
         elif type(value) is kind:
             return value
-    raise UsageError(f"--config {path}: {name} is {reprlib.repr(value)}, which is not what --{name} takes.")
+    raise UsageError(f"{source}: {name} is {reprlib.repr(value)}, which is not what --{name} takes.")
 
 
 def recorded_files(

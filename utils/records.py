@@ -82,9 +82,9 @@ class MetricsLog:
     def __init__(self, path: PathLike) -> None:
         self.path = Path(path)
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Add one line and flush it. If the disk refuses: UsageError, and the lines before it stay."""
-        data = (json.dumps(_plain(line), allow_nan=False) + "\n").encode()
+    def append(self, *lines: dict[str, Any]) -> None:
+        """Add lines and flush them. If the disk refuses: UsageError, and what was there before stays."""
+        data = "".join(json.dumps(_plain(line), allow_nan=False) + "\n" for line in lines).encode()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "ab+", buffering=0) as file:

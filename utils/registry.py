@@ -28,6 +28,10 @@ DATASETS = {  # a reader (path, options) -> Arrays: data/dataset_loader.py
     "timeseries": "data.series:timeseries",
 }
 
+OBSERVERS = {  # a subclass of training.observers.Observer, of a room above training
+    "ledger": "ledger.observer:LedgerObserver",
+}
+
 TASKS = {  # a subclass of data.task.Task
     "classification": "data.classification:Classification",
     "multilabel": "data.multilabel:Multilabel",
@@ -91,6 +95,11 @@ PROTOCOLS = {  # a subclass of training.protocols.Protocol
     "fedavg": "training.protocols.fedavg:FedAvg",
     "fedasync": "training.protocols.fedasync:FedAsync",
     "chained": "training.protocols.chained:Chained",
+}
+
+JOBS = {  # (Job, work) -> JSON: training/recipe.py
+    "coalitions": "valuation.truth:coalitions",
+    "retrainings": "training.retrain:retrainings",
 }
 
 VALUATIONS = {  # (Study) -> a value for each institution: valuation/methods.py

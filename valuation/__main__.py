@@ -38,6 +38,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel ov
 def main(argv: list[str] | None = None) -> int:
     """Parse, train, value, compare, draw. Returns the exit code."""
     from utils.args import parse
+    from utils.awaited import AWAITS, ResultsMissing
     from utils.errors import UsageError, refusal
     from valuation.args import ValuationConfig
 
@@ -54,6 +55,10 @@ def main(argv: list[str] | None = None) -> int:
             run(config, folder / "valuation")
     except (UsageError, OSError) as error:
         return refusal(error)
+    except ResultsMissing as awaited:
+        again = "The same command" + (" with --resume instead of --overwrite" if config.overwrite else " with --resume")
+        print(awaited.what_to_do("The same command" if config.resume else again))
+        return AWAITS
     except KeyboardInterrupt:
         print("interrupted; coalitions that have ended are kept: --resume goes on", file=sys.stderr)
         return STOPPED
@@ -62,20 +67,23 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     """All seeds; returns what summary.json holds, or valuation.json of the only seed."""
+    from utils.awaited import each
     from utils.records import write_json
     from valuation.comparison import over_seeds, table_over_seeds
 
     if config.seeds == 1:
         return value(config, folder)
     claim_seeds(config, folder)
-    records = []
-    for seed in range(config.seed, config.seed + config.seeds):
-        records.append(value(dataclasses.replace(config, seed=seed, seeds=1), folder / f"seed-{seed}"))
-    summary = over_seeds(records)
     seeds = list(range(config.seed, config.seed + config.seeds))
+    records = each(lambda seed: value(dataclasses.replace(config, seed=seed, seeds=1), folder / f"seed-{seed}"), seeds)
+    summary = over_seeds(records)
     write_json(folder / "summary.json", {"seeds": seeds, "methods": summary})
     if summary:
         print(f"\n{table_over_seeds(summary, config.seeds)}")
+    if config.plots:
+        from visualization.valuation import plot_seeds
+
+        plot_seeds(folder)
     return summary
 
 
@@ -107,6 +115,7 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     from utils.registry import VALUATIONS
     from valuation.args import MOST_EXACT
     from valuation.comparison import judged, table
+    from valuation.features import check_layer
     from valuation.institutions import empty_utility, institution_tests, worth_metric
     from valuation.methods import why_not
     from valuation.truth import of_orders, prefixes, random_orders, shapley, trained
@@ -119,6 +128,7 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     for name in config.valuations:  # before anything is trained
         if reason := why_not(name, job, exact and N <= MOST_EXACT):
             raise UsageError(f"--valuations {name}: {reason}.")
+    check_layer(job, config.feature_layer)
     bind_room(config, job.identity, folder)
     then = read_record(folder / "valuation.json", "methods") if (folder / "valuation.json").exists() else {}
     study, truth, error, seconds = grand_study(config, job, tests, empty), None, None, None
@@ -193,7 +203,10 @@ def grand_study(config: ValuationConfig, job: Job, tests: list, empty: float) ->
     with bar(int(config.epochs), "all institutions", "round", config.quiet) as ticks:
         grand = train_coalitions(job, [everybody], ticks.update, updates.watch)
     utility = float(utilities(job, grand.rows_CD, tests).mean())
-    return Study(job, tests, grand, empty, utility - empty, config.knn, updates, feature_noise=config.feature_noise)
+    return Study(
+        job, tests, grand, empty, utility - empty, config.knn, updates, feature_noise=config.feature_noise,
+        layer=config.feature_layer,
+    )  # fmt: skip
 
 
 def valued(names: Sequence[str], study: Study) -> dict[str, tuple[np.ndarray, float]]:

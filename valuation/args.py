@@ -11,7 +11,8 @@ from utils.registry import NETWORKS, PARTITIONS, VALUATIONS
 
 MOST_EXACT = 12  # institutions whose coalitions are all trained
 # Flags of main.py that coalitions do not know, and what they must be.
-PLAIN = {"init": "common", "drop_samples": None, "finetune": 0, "tensorboard": False, "on_bad_worker": "stop"}
+PLAIN = {"init": "common", "drop_samples": None, "finetune": 0, "tensorboard": False, "on_bad_worker": "stop",
+         "ledger": None}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,16 @@ class ValuationConfig(Config):
         "estimated from", check=POSITIVE, changes_results=False,
     )
     cluster: str | None = flag(
-        None, "valuation", "train coalitions elsewhere: local:K processes here, slurm:K jobs, or a Dask scheduler's "
-        "tcp:// or tls://", changes_results=False,
+        None, "valuation", "train coalitions elsewhere: local:K processes here, slurm:K jobs, a Dask scheduler's "
+        "tcp:// or tls://, or recipes that you run", changes_results=False,
     )
     cluster_options: str | None = flag(
         None, "valuation", "--cluster slurm:K: a YAML file with queue, memory, walltime, job_extra_directives",
         changes_results=False, metavar="FILE",
+    )
+    feature_layer: str | None = flag(
+        None, "valuation", "ddval, knn_game, heads: features are the output of this layer, such as features of "
+        "densenet121, instead of the input of the last one", metavar="NAME",
     )
     knn: int = flag(3, "valuation", "ddval: nearest neighbours", check=POSITIVE)
     feature_noise: float = flag(

@@ -9,9 +9,9 @@ Legend: N institutions, O orders, C coalitions, D floats a row.
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from torch import Tensor
 from training.build import Job
 from training.cluster import completed
 from training.coalitions import Coalition, Trained, train_coalitions
-from training.retrain import Recipe
+from training.recipe import Recipe
 from utils.errors import UsageError
-from utils.progress import Progress
+from utils.progress import Progress, bar, ignored
 from utils.random import permutations
 from utils.records import MetricsLog
 from valuation.institutions import institution_tests, utilities
@@ -73,17 +73,25 @@ def trained(
     cluster: str | None = None,
 ) -> dict[Coalition, dict[str, Any]]:
     """What each coalition came to: ``utility``, ``by_test``, ``rounds``, ``seconds``; kept in coalitions.jsonl, which
-    is read where it has them. As many train side by side as keep the engine busy. ``cluster``: where they train."""
+    is read where it has them, as are results of recipes in ``jobs/``. As many train side by side as keep the engine
+    busy. ``cluster``: where they train, each by a recipe of its own."""
     log = MetricsLog(path)
     found = {tuple(line["members"]): line for line in (log.read() if path.exists() else [])}
-    missing = [members for members in coalitions if members not in found]
-    progress(len(coalitions) - len(missing))
-    pieces = pieces_of(missing, job.engine.busy_rows if cluster is None else 0)
-    for lines in trained_here(job, pieces, tests) if cluster is None else trained_there(job, pieces, cluster):
+
+    def keep(lines: list[dict[str, Any]]) -> None:
         for line in lines:
             log.append({"round": len(found), **line})
             found[tuple(line["members"])] = line
         progress(len(lines))
+
+    missing = [members for members in coalitions if members not in found]
+    progress(len(coalitions) - len(missing))
+    recipes = [Recipe.of("coalitions", job, {"members": [list(members)]}) for members in missing]
+    for _, lines in completed(cluster, recipes, path.parent / "jobs"):
+        keep(lines)
+    missing = [members for members in missing if members not in found]  # done nowhere else
+    for piece in pieces_of(missing, job.engine.busy_rows):
+        keep(trained_here(job, piece, tests))
     return found
 
 
@@ -98,29 +106,30 @@ def pieces_of(coalitions: Sequence[Coalition], rows: int) -> list[list[Coalition
     return pieces
 
 
-def trained_here(job: Job, pieces: list[list[Coalition]], tests: list[Tensor]) -> Iterator[list[dict[str, Any]]]:
-    """The records of a piece after the other."""
-    for piece in pieces:
-        start = time.perf_counter()
-        result = train_coalitions(job, piece)
-        seconds = (time.perf_counter() - start) / len(piece)
-        yield [line | {"seconds": seconds} for line in lines_of(job, piece, result, tests)]
+def trained_here(
+    job: Job, piece: list[Coalition], tests: list[Tensor], progress: Progress = ignored
+) -> list[dict[str, Any]]:
+    """The records of coalitions that train side by side."""
+    start = time.perf_counter()
+    result = train_coalitions(job, piece, progress)
+    seconds = (time.perf_counter() - start) / len(piece)
+    return [line | {"seconds": seconds} for line in lines_of(job, piece, result, tests)]
 
 
-def trained_there(job: Job, pieces: list[list[Coalition]], cluster: str) -> Iterator[list[dict[str, Any]]]:
-    """The same, as they end on a Dask cluster."""
-    recipe = Recipe(job.config, job.execution, 0, job.identity["digest"])
-    for _, lines in completed(cluster, _train_elsewhere, [(recipe, piece) for piece in pieces]):
-        yield lines
-
-
-def _train_elsewhere(recipe: Recipe, piece: list[Coalition]) -> list[dict[str, Any]]:
-    """Runs in another process: build the job there, train, send back records."""
-    recipe = dataclasses.replace(recipe, execution=dataclasses.replace(recipe.execution, threads=1))
-    job = recipe.job()
-    if job.identity["digest"] != recipe.run:
-        raise UsageError("a machine of the cluster has other data or files: use the same code and data everywhere.")
-    return next(trained_here(job, [piece], institution_tests(job)))
+def coalitions(job: Job, work: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of the coalitions with these ``members``: of a recipe's work."""
+    N, given = len(job.shards), work.get("members")
+    ordered = type(given) is list and given and all(
+        type(members) is list and members and all(type(k) is int and 0 <= k < N for k in members)
+        and sorted(set(members)) == members
+        for members in given
+    )  # fmt: skip
+    if not ordered:
+        raise UsageError(f"coalitions are lists of 'members', in order, from 0 to {N - 1}.")
+    tests = job.once("institution tests", lambda: institution_tests(job))
+    rounds = math.ceil(job.config.epochs / job.config.local_epochs)  # at most
+    with bar(len(given) * rounds, f"coalitions: {len(given)}", "round", job.config.quiet) as ticks:
+        return trained_here(job, [tuple(members) for members in given], tests, ticks.update)
 
 
 def lines_of(job: Job, coalitions: Sequence[Coalition], result: Trained, tests: list[Tensor]) -> list[dict[str, Any]]:

@@ -174,7 +174,8 @@ class ShardedFleet(Fleet):
         self.crossed_bytes += (world() - 1) * source.nbytes
         return torch.cat(parts)
 
-    def _all_rows_at_hand(self) -> Tensor:
+    def all_rows(self) -> Tensor:
+        """Those of all processes."""
         return self._gather_rows(self.rows_RD)
 
     def _all(self, parts: list[Tensor], source: Tensor) -> None:

@@ -14,6 +14,8 @@ a chunk, as in _nD), C outputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from scipy import sparse
@@ -84,6 +86,7 @@ class Fleet:
         self.extra: dict[str, Tensor] = {}  # further state of a protocol, such as a server's model
         self.isolated: set[int] = set()  # workers that nobody hears any more
         self.uncounted: frozenset[int] = frozenset()  # workers that the consensus leaves out from the start
+        self.watch: Callable[[], None] | None = None  # told when the local steps of a round have been made
         self._spare_RD = torch.empty(0)
         self._step_graph: StepGraph | None = None
         self._block_diagonals: dict[int, tuple] = {}
@@ -217,7 +220,7 @@ class Fleet:
     ) -> None:
         """A gossip step under a robust rule, in which bad workers send what they please. ``isolate``: who
         sends a row that is not finite is heard no more, from this step on."""
-        source_ND, target = self._all_rows_at_hand(), self._spare(self.rows_RD)
+        source_ND, target = self.all_rows(), self._spare(self.rows_RD)
         sent = {} if byzantine is None else sent_rows(byzantine, source_ND, round_index, self.seed)
         garbage = {k for k, row_D in sent.items() if not bool(row_D.isfinite().all())} if isolate else set()
         if garbage - self.isolated:
@@ -229,7 +232,8 @@ class Fleet:
         )
         self.rows_RD, self._spare_RD = target, self.rows_RD
 
-    def _all_rows_at_hand(self) -> Tensor:
+    def all_rows(self) -> Tensor:
+        """The rows of all workers [N, D], of one replica."""
         return self.rows_RD
 
     def isolate(self, loss_R: Tensor) -> None:

@@ -164,6 +164,8 @@ def train_round(fleet: Fleet, plan: RoundPlan) -> Tensor:
     loss_R = torch.zeros(fleet.num_rows, device=fleet.device)
     for s in range(plan.num_steps):
         loss_R += train_step(fleet, plan.step(s))
+    if fleet.watch is not None:
+        fleet.watch()
     return loss_R
 
 

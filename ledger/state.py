@@ -1,0 +1,95 @@
+"""Digests of workers' states, and states in the store.
+
+A state is what follows from nothing else: a worker's row, what its optimizer remembers, and what a protocol keeps
+beside (a server's model). Tensors are taken in canonical layout, as checkpoints have them.
+
+Legend: R rows here, D floats a row, S floats of an optimizer's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ledger.store import Store
+from training.build import Job
+from utils.digest import digest_tensors
+from workers.optimizers import canonical_state, state_from_canonical
+from workers.worker_vision import Fleet
+
+LARGEST_COPY = 64 << 20  # bytes of rows that a thread has in canonical layout at a time
+State = dict[str, str]  # the digests of a worker's tensors, by name
+
+
+def states_are_whole(job: Job) -> bool:
+    """Whether rows, optimizers' state and a protocol's tensors are all that a round depends on: else a run is replayed
+    from its start."""
+    return job.config.on_bad_worker == "stop" and job.config.chain_order != "policy"
+
+
+class StateDigests:
+    """Of the workers whose rows are here."""
+
+    def __init__(self, fleet: Fleet):
+        self.fleet = fleet
+
+    def rows(self, instead: Mapping[int, Tensor] | None = None) -> dict[int, str]:
+        """Of each worker's row. ``instead``: other rows [D] that some send."""
+        found = dict(zip(self.fleet.owned, self._each("row", self.fleet.rows_RD, self._rows), strict=True))
+        for worker, row_D in (instead or {}).items():
+            if worker in found:
+                found[worker] = digest_tensors({"row": self._rows(row_D[None])[0]})
+        return found
+
+    def after(self) -> dict[int, State]:
+        """Of each worker's whole state."""
+        extra = {name: digest_tensors({name: tensor}) for name, tensor in self._extra().items()}
+        rows = self._each("row", self.fleet.rows_RD, self._rows)
+        states = self._each("state", self.fleet.state_RS, self._states)
+        both = zip(self.fleet.owned, rows, states, strict=True)
+        return {worker: {"row": row, "state": state, **extra} for worker, row, state in both}
+
+    def _each(self, name: str, matrix_RX: Tensor, canonical: Callable[[Tensor], Tensor]) -> list[str]:
+        """The digest of every row of a matrix, some rows a thread at a time."""
+        row_bytes = max(1, matrix_RX[0].numel() * matrix_RX.element_size())
+        at_once = max(1, min(-(-len(matrix_RX) // self.fleet.engine.threads), LARGEST_COPY // row_bytes))
+
+        def digests(rows_nX: Tensor) -> list[str]:
+            return [digest_tensors({name: row_X}) for row_X in canonical(rows_nX)]
+
+        return [digest for part in self.fleet.engine.map(digests, matrix_RX.split(at_once)) for digest in part]
+
+    def keep(self, store: Store) -> None:
+        """Put all tensors of this instant into the store."""
+        for row_1D, state_1S in zip(self.fleet.rows_RD.split(1), self.fleet.state_RS.split(1), strict=True):
+            store.put_tensor("row", self._rows(row_1D)[0])
+            store.put_tensor("state", self._states(state_1S)[0])
+        for name, tensor in self._extra().items():
+            store.put_tensor(name, tensor)
+
+    def _rows(self, rows_nD: Tensor) -> Tensor:
+        return self.fleet.layout.canonical(rows_nD.detach().cpu())
+
+    def _states(self, state_nS: Tensor) -> Tensor:
+        return canonical_state(self.fleet.optimizer, self.fleet.layout, state_nS.detach().cpu())
+
+    def _extra(self) -> dict[str, Tensor]:
+        return {name: self.fleet.layout.canonical(tensor.cpu()) for name, tensor in self.fleet.extra.items()}
+
+
+def stored(store: Store, states: Mapping[int, State]) -> bool:
+    """Whether all these states are in the store."""
+    return all(store.has(digest) for state in states.values() for digest in state.values())
+
+
+def load(fleet: Fleet, store: Store, states: Mapping[int, State]) -> None:
+    """Put the fleet into the states of its workers (all of them). Raises :class:`UsageError` where one is damaged."""
+    layout = fleet.layout
+    rows_RD = torch.stack([store.get_tensor(states[k]["row"]) for k in fleet.owned])
+    state_RS = torch.stack([store.get_tensor(states[k]["state"]) for k in fleet.owned])
+    fleet.rows_RD.copy_(layout.from_canonical(rows_RD).to(fleet.device))
+    fleet.state_RS.copy_(state_from_canonical(fleet.optimizer, layout, state_RS).to(fleet.device))
+    further = {name: digest for name, digest in states[0].items() if name not in ("row", "state")}
+    fleet.extra = {n: layout.from_canonical(store.get_tensor(d)).to(fleet.device).clone() for n, d in further.items()}
