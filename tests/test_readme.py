@@ -68,5 +68,7 @@ def test_commands_on_the_digits_run(typed, tmp_path: Path):
     """Each with fewer epochs, samples and groups."""
     program, *words = shlex.split(typed)[1:]
     words += ["--results_dir", str(tmp_path), *SHORTER]
+    if "--dp_noise" in words:
+        pytest.importorskip("opacus")
     words += FEWER if "--audit" in words else FEWER[2:] if "--sweep" in words else ()
     assert (main_pruned if program == "main_pruned.py" else main).main(words) == 0

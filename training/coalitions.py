@@ -23,6 +23,7 @@ from torch import Tensor
 from data.batches import Batches
 from training.build import Job, check_batch_norm
 from training.execution import optimizer_of
+from training.privacy import privacy_of
 from training.protocols import RoundPlan, local_epoch_steps, train_round
 from utils.early_stopping import EarlyStopping
 from utils.errors import UsageError
@@ -50,10 +51,12 @@ class MemberBatches(Batches):
 
 @dataclass(frozen=True)
 class Trained:
-    """What coalitions came to: their best models ``rows_CD``, and the round [C] after which each was best."""
+    """What coalitions came to: their best models ``rows_CD``, the round [C] after which each was best, and how many it
+    trained for [C]."""
 
     rows_CD: Tensor
     rounds: list[int]
+    trained: list[int]
 
 
 def train_coalitions(
@@ -82,12 +85,13 @@ def train_coalitions(
         optimizer=optimizer_of(config),
         seed=derive_seed(config.seed, "augmentation"),
         weights_Mn=job.sample_weights_n[None],
+        privacy=privacy_of(config),
     )
     steps_R = local_epoch_steps(job)[member_R]
     rounds = max(1, math.ceil(config.epochs / config.local_epochs))
     last = min(rounds, config.max_rounds or rounds)
     stops = [EarlyStopping(config.patience, config.min_delta) for _ in coalitions]
-    best_CD, best_round = fleet.rows_RD[first[:-1]].clone(), [0] * C
+    best_CD, best_round, trained = fleet.rows_RD[first[:-1]].clone(), [0] * C, [0] * C
     going, mixing = list(range(C)), averages(coalitions, first)
     for r in range(last):
         active_R = torch.zeros(len(member_R), dtype=torch.int64)
@@ -106,7 +110,7 @@ def train_coalitions(
         losses = fleet.evaluate(job.samples, job.val_ids, fleet.rows_RD[[first[c] for c in going]])["loss"].tolist()
         stopped = []
         for c, loss in zip(going, losses, strict=True):
-            over = stops[c].update(loss)
+            over, trained[c] = stops[c].update(loss), r + 1
             if stops[c].evaluations_without_improvement == 0:
                 best_CD[c], best_round[c] = fleet.rows_RD[first[c]], r + 1
             if over:
@@ -121,7 +125,7 @@ def train_coalitions(
             f"the coalition of {', '.join(map(str, members))} has no finite validation loss after any round: take a "
             "smaller --lr."
         )
-    return Trained(best_CD, best_round)
+    return Trained(best_CD, best_round, trained)
 
 
 def averages(coalitions: Sequence[Coalition], first: Sequence[int]) -> sparse.csr_array:

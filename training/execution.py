@@ -46,8 +46,8 @@ def first_execution(config: Config, model: nn.Module, samples: Samples, batches:
         threads = here = 1  # a GPU is fed by one thread, and what it batches does not depend on the cores beside it
     chosen = choose_execution(
         model, samples, batches, config.engine, config.channels_last, threads, device, autocast_of(config),
-        optimizer_of(config),
-    )
+        optimizer_of(config), config.dp_noise is not None,
+    )  # fmt: skip
     engine, channels_last = distributed.share_json(chosen)
     parts = first_parts(config, model, samples, batches, engine, threads * here)
     own = "cuda" if device.type == "cuda" and "LOCAL_RANK" in os.environ else str(device)
@@ -67,6 +67,8 @@ def first_parts(
 ) -> int:
     """Parts that a batch is cut into: as ``--batch_parts`` says, or by the rule, which reads how many workers train at
     a time and the threads of all processes here."""
+    if config.dp_noise is not None:  # sample by sample anyway
+        return 1
     if config.batch_parts is None:
         at_once = load_protocol(config.protocol).workers_at_once(config)
         return batch_parts(model, samples.shape, int(batches.sizes_N.max()), at_once, threads, engine)

@@ -27,6 +27,7 @@ from utils.flags import (
     SEEDS,
     SHARE,
     check_fields,
+    check_run_name,
     flag,
 )
 from utils.parser import EPILOG, Help, Parser, add_flag, unknown_flag
@@ -208,6 +209,16 @@ class Config:
         0.0, "optimization", "--patience: a loss is better if it is lower by more than X", check=NOT_NEGATIVE
     )
 
+    # privacy
+    dp_noise: float | None = flag(
+        None, "privacy", "differentially private steps (DP-SGD): deviation of the noise that a batch's gradients get, "
+        "over --dp_clip (0: they are only clipped)", check=NOT_NEGATIVE,
+    )
+    dp_clip: float = flag(1.0, "privacy", "--dp_noise: the gradient of a sample is cut to this norm", check=POSITIVE)
+    dp_delta: float | None = flag(
+        None, "privacy", "--dp_noise: delta of epsilon (default: 1 / (10 n), n a worker's samples)", check=FRACTION
+    )
+
     # machine
     device: str = flag("auto", "machine", "auto, cpu, cuda or cuda:K", changes_results=False)
     amp: bool = flag(False, "machine", "mixed precision: products in bfloat16")
@@ -345,16 +356,6 @@ class Config:
         """The fields that change the numbers of a run (what 'the same configuration' means)."""
         values = self.to_json()
         return {f.name: values[f.name] for f in dataclasses.fields(self) if f.metadata["changes_results"]}
-
-
-def check_run_name(name: str) -> None:
-    """Raises :class:`UsageError` unless the name is that of a folder in --results_dir (or in folders in it)."""
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise UsageError(
-            f"--run_name {name!r} is no folder inside --results_dir: give a name, as in --run_name first, and the "
-            "place with --results_dir."
-        )
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
