@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: demo example-air example-defects example-speech homogeneous ledger test test-all test-federated test-slurm test-anvil lint federated clean
+.PHONY: demo example-air example-defects example-speech homogeneous ledger privacy test test-all test-federated test-slurm test-anvil lint federated clean
 
 $(VENV)/core: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,12 @@ $(VENV)/homogeneous: $(VENV)/core requirements-homogeneous.txt
 homogeneous: $(VENV)/homogeneous  ## an agent learns which node trains next (docs/homogeneous.md)
 	$(RUN) -m homogeneous --resume
 
+$(VENV)/privacy: $(VENV)/core requirements-privacy.txt
+	$(VENV)/bin/pip install --quiet -r requirements-privacy.txt -c constraints.txt
+	@touch $@
+
+privacy: $(VENV)/privacy  ## what --dp_noise needs: Opacus counts epsilon (docs/privacy.md)
+
 $(VENV)/ledger: $(VENV)/core requirements-ledger.txt
 	$(VENV)/bin/pip install --quiet -r requirements-ledger.txt -c constraints.txt
 	@touch $@
@@ -48,7 +54,7 @@ ledger: $(VENV)/ledger  ## what records, contracts and payouts need (docs/ledger
 test: $(VENV)/dev  ## the fast tests, one process a core
 	$(RUN) -m pytest -n auto --dist worksteal
 
-test-all: $(VENV)/dev $(VENV)/homogeneous $(VENV)/ledger  ## the slow tests too, and those of rooms with packages of their own
+test-all: $(VENV)/dev $(VENV)/homogeneous $(VENV)/ledger $(VENV)/privacy  ## the slow tests too, and those of rooms with packages of their own
 	$(RUN) -m pytest -n auto --dist worksteal -m "not deployment and not slurm and not anvil"
 
 $(VENV)/slurm: $(VENV)/core requirements-slurm.txt

@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def report(config: Config, summary: dict[str, Any], folder: Path) -> None:
-    """The last line of a run."""
+    """The last line of a run, and one on how private it was."""
+    from training.privacy import in_words
     from utils.records import figure_of, metric_of, shown, spelled
 
     metric = metric_of(summary)
@@ -77,6 +78,8 @@ def report(config: Config, summary: dict[str, Any], folder: Path) -> None:
         f"test {spelled(metric['name'])} of the consensus model {shown(figure_of(summary), metric)}{spread}; "
         f"{summary['epochs']:.0f} epochs in {summary['seconds']:.0f} s; {folder}"
     )
+    if "privacy" in summary:
+        print(in_words(summary["privacy"]))
 
 
 def draw(run_dirs: list[Path], folder: Path) -> None:

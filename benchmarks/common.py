@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from utils.influence.statistics import mean_interval
 from utils.provenance import provenance
 
 T = TypeVar("T")
@@ -224,3 +225,15 @@ def line(cells: Sequence[object], widths: Sequence[int]) -> str:
     texts = ["-" if cell is None else str(cell) for cell in cells]
     pairs = list(zip(texts, widths, strict=True))
     return "  ".join([pairs[0][0].ljust(pairs[0][1]), *(text.rjust(width) for text, width in pairs[1:])])
+
+
+def cell(values: list[float], scale: float = 1.0, digits: int = 3, share: bool = False) -> str:
+    """Mean and 95 % interval as text. ``share``: values from 0 to 1, where the interval ends too."""
+    mean, low, high = (scale * (min(max(v, 0.0), 1.0) if share else v) for v in mean_interval(values))
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def table(head: list[str], rows: list[list[str]]) -> None:
+    """Print a markdown table."""
+    for row in (head, ["---"] * len(head), *rows):
+        print("| " + " | ".join(row) + " |")

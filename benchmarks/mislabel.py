@@ -57,22 +57,9 @@ def stages(config, runs: int):
         yield open_stage1(dataclasses.replace(config, seed=seed, run_name=f"seed{seed}"))
 
 
-def cell(values: list[float], scale: float = 1.0, digits: int = 3, share: bool = False) -> str:
-    """Mean and 95 % interval as text. ``share``: values from 0 to 1, where the interval ends too."""
-    from utils.influence.statistics import mean_interval
-
-    mean, low, high = (scale * (min(max(v, 0.0), 1.0) if share else v) for v in mean_interval(values))
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def table(head: list[str], rows: list[list[str]]) -> None:
-    """Print a markdown table."""
-    for row in (head, ["---"] * len(head), *rows):
-        print("| " + " | ".join(row) + " |")
-
-
 def flipped_labels(config, runs: int) -> dict:
     """AUROC, flips among the lowest-scored 10 and 20 %, stage 2 minus stage 1 accuracy at two ratios."""
+    from benchmarks.common import cell, table
     from training.audit import mislabel
     from training.pruning import run_stage2
 
@@ -110,6 +97,7 @@ def bad_workers(config, runs: int) -> dict:
     """Where the workers with bad data come out when influence is summed by worker."""
     import numpy as np
 
+    from benchmarks.common import cell, table
     from training.pruning import node_view
     from utils.influence.statistics import auroc
     from utils.records import read_json
@@ -142,6 +130,7 @@ def bad_workers(config, runs: int) -> dict:
 
 def lds_table(config, runs: int) -> dict:
     """LDS at 1 and 5 % masked, of one run (``--seed``), with bootstrap intervals over the groups."""
+    from benchmarks.common import table
     from training.audit import audit
     from training.pruning import open_stage1
 

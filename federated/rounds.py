@@ -40,6 +40,7 @@ IN_PROCESS_ONLY = {
     "keep_momentum": "clients keep nothing between rounds",
     "server_momentum": "the server only averages",
     "finetune": "the server has no right to the clients' data",
+    "dp_noise": "its noise follows from --seed, which all nodes know and could take off again",
 }
 
 

@@ -82,6 +82,8 @@ class WalkConfig(Config):
                     "--policies gradient differentiates walks that hand their momentum on (with --optimizer sgd), "
                     "and nodes of --paper keep theirs: leave one out."
                 )
+        if self.dp_noise is not None:
+            raise UsageError("--dp_noise is for training (main.py --protocol chained), where epsilon is counted.")
         if self.paper and self.partitions:
             raise UsageError("--partitions: the paper has one (leave out --paper, or --partitions).")
         if self.num_workers is not None and self.num_workers < 2:

@@ -1,7 +1,7 @@
 """What each worker is to be paid for, if it may be: nothing is paid on values that were not held against retraining.
 
 Scores of a run (``main_pruned.py --audit``) are summed by worker; their audit must be of these very scores, and the
-linear datamodeling score's interval must lie above a bound. Values of ``ddval`` (``python -m valuation --seeds K``)
+linear datamodeling score's interval must lie above a bound. Values of ``ddval`` (``python -m valuation --seeds 5``)
 must come near those of retrained coalitions: the interval of the relative L1 error over seeds must lie below a bound.
 And the run's ledger must hold.
 

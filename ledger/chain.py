@@ -117,7 +117,8 @@ class Chain:
         """The address in the mixed case that carries its checksum (EIP-55). Raises UsageError for what is no address,
         and for
         mixed case whose checksum is another's: a digit is wrong."""
-        if not self.web3.is_address(text):
+        digits = text[2:] if self.web3.is_address(text) else ""
+        if not digits or (digits not in (digits.lower(), digits.upper()) and not self.web3.is_checksum_address(text)):
             raise UsageError(
                 f"{text!r} is no address: that is 0x and 40 hexadecimal digits, in one case or with a checksum."
             )

@@ -11,6 +11,7 @@ Legend: B batch, F inputs of the head, T steps; an input shape is (channels, hei
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,7 @@ PRETRAINED = {
 # torchvision's files of DenseNet say 'denselayer1.norm.1', its modules 'denselayer1.norm1'.
 DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
 
+SHOWN_LAYERS = 24  # of a network that lacks the one that was asked for
 SMALLEST_IMAGE = 8  # pixels a side: the deepest networks shrink a small image eightfold
 
 
@@ -103,19 +105,45 @@ def head(model: nn.Module) -> nn.Linear:
     return _head(model)[1]
 
 
-def features(model: nn.Module, images: Tensor) -> Tensor:
-    """The inputs [B, F] of the head: ``head(model)(features(model, images)) == model(images)``.
+def features(model: nn.Module, images: Tensor, layer: str | None = None) -> Tensor:
+    """The inputs [B, F] of the head: ``head(model)(features(model, images)) == model(images)``; or, flattened, the
+    output of the ``layer`` of that name among the model's ``named_modules()``.
 
     Runs the whole forward pass, in the mode (train or eval) that the model is in. Two threads may call it
-    at once on two copies of a model, not on the same one.
+    at once on two copies of a model, not on the same one. Raises UsageError: no such layer, or one that gives no
+    tensor with a row for each sample.
     """
     seen: list[Tensor] = []
-    hook = head(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    if layer is None:
+        hook = head(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    else:
+        hook = _layer(model, layer).register_forward_hook(lambda _, __, output: seen.append(_rows(output, images)))
     try:
         model(images)
     finally:
         hook.remove()
+    if not seen or seen[-1] is None:
+        what = "is not run" if not seen else "gives no tensor with a row for each sample"
+        raise UsageError(f"layer '{layer}' {what}: take another.")
     return seen[-1]
+
+
+def _rows(output: object, images: Tensor) -> Tensor | None:
+    """A layer's output [B, F]; None where it is none. Copied: what comes next may change it in place."""
+    if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(images):
+        return None
+    return output.clone().flatten(1) if output.dim() > 1 else output.clone()[:, None]
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module:
+    layers = dict(model.named_modules())
+    names = [known for known in layers if known]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=SHOWN_LAYERS, cutoff=0.3)
+        shown = [*near, *(known for known in names if known not in near)]
+        more = f" and {len(names) - SHOWN_LAYERS} more" if len(names) > SHOWN_LAYERS else ""
+        raise UsageError(f"there is no layer '{name}'; there are: {', '.join(shown[:SHOWN_LAYERS])}{more}.")
+    return layers[name]
 
 
 def model_metadata(name: str, num_outputs: int, input_shape: Sequence[int], **notes: Any) -> dict[str, Any]:

@@ -60,6 +60,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "eps": ("0", "-1", "nan", "some"),
     "momentum": ("1", "-0.1", "nan", "some"),
     "gamma": SHARE,
+    "dp_delta": ("0", "1", "-1", "nan", "some"),
     "milestones": ("0", "-1", "5 3", "x", ""),
     "device": ("", "tpu", "cuda:99", "cuda:x", "cuda:-1", "meta", "gpu"),
     "dtype": (*NAME, "bfloat16"),

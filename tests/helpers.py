@@ -46,8 +46,9 @@ def small_fleet(
     weights_Mn=None,
     align=1,
     optimizer=None,
+    **options,
 ) -> Fleet:
-    """A fleet of len(lengths) workers on small_samples."""
+    """A fleet of len(lengths) workers on small_samples; ``options`` as of :class:`Fleet`."""
     samples = samples or small_samples(dtype=dtype, channels_last=channels_last)
     if isinstance(model, str):
         model = load_model(model, 4, tuple(samples.inputs_n.shape[1:]), seed=seed).to(dtype)
@@ -63,6 +64,7 @@ def small_fleet(
         optimizer=optimizer or SGD(momentum, weight_decay),
         seed=seed,
         weights_Mn=weights_Mn,
+        **options,
     )
 
 

@@ -56,6 +56,8 @@ TRAININGS = {
     "clipped": dict(model="normed", engine="graph", mode="all", aggregation="clipped", byzantine="1:noise"),
     "isolate": dict(model="mlp", engine="graph", mode="all", aggregation="median", byzantine="1:nan",
                     on_bad_worker="isolate"),
+    "private-cnn": dict(model="cnn", engine="loop", channels_last=True, dp_noise=1.0),
+    "private-vmap-ragged": dict(model="mlp", engine="vmap", batch_size=64, dp_noise=1.0, augment="crop"),
 }  # fmt: skip
 
 
@@ -65,7 +67,8 @@ def test_training_gives_the_bits_of_the_cpu(name):
     same_on_both(trained, **TRAININGS[name])
 
 
-@pytest.mark.parametrize("name", ["cnn-channels_last", "mlp-vmap-threads", "all", "fedavg", "median", "clipped"])
+@pytest.mark.parametrize("name", ["cnn-channels_last", "mlp-vmap-threads", "all", "fedavg", "median", "clipped",
+                                  "private-cnn"])  # fmt: skip
 def test_the_way_of_devices_leads_to_the_same_place(name):
     """Rows with gaps, one product instead of neighbour by neighbour, larger pieces: on the CPU, in float64."""
     settings = TRAININGS[name] | dict(dtype="float64")

@@ -93,6 +93,8 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("--milestones 1 --scheduler exponential", "--milestones 1 --scheduler multistep"),
     ],
     "min_delta": [("--min_delta 0.1", "--min_delta 0.1 --patience 2")],
+    "dp_clip": [("--dp_clip 2", "--dp_clip 2 --dp_noise 1")],
+    "dp_delta": [("--dp_delta 0.1 --dp_noise 0", "--dp_delta 0.1 --dp_noise 1")],
     "tf32": [("--no-tf32 --device cpu", "--no-tf32")],
     "amp": [("--amp --dtype float64", "--amp")],
     "channels_last": [

@@ -111,6 +111,7 @@ def test_a_damaged_model_is_refused():
         ("--keep_momentum", "keep_momentum works in one process"),
         ("--server_momentum 0.5", "server_momentum works in one process"),
         ("--finetune 1", "finetune works in one process"),
+        ("--dp_noise 1", "all nodes know"),
         ("--init per_worker", "init per_worker works in one process"),
         ("--seeds 3", "one seed a run"),
     ],

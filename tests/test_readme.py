@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+import data.index
+import data.resize
 import main
 import main_pruned
 from tests.test_architecture import ROOT
 from utils.args import Config, parse
 from utils.pruning_args import PruningConfig
+from valuation.args import ValuationConfig
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*/README.md")), *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python main(?:_pruned)?\.py(?: [^`#|\n]+(?:\\\n[^`#|\n]+)*)?")
@@ -38,6 +41,21 @@ def test_every_command_is_understood_and_every_flag_counts(typed):
         parse(PruningConfig if program == "main_pruned.py" else Config, words, "")
 
 
+ROOM = re.compile(r"python -m (valuation|data\.index|data\.resize)( [^`#|\n]+)?")
+OF_ROOMS = sorted({(room, words.strip()) for page in PAGES for room, words in ROOM.findall(page.read_text())})
+
+
+@pytest.mark.parametrize("room,typed", [(room, typed) for room, typed in OF_ROOMS if typed])
+def test_commands_of_rooms_are_understood(room, typed):
+    words = shlex.split(typed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if room == "valuation":
+            parse(ValuationConfig, words, "")
+        else:
+            {"data.index": data.index, "data.resize": data.resize}[room]._parser().parse_args(words)
+
+
 NOT_HERE = ("dataset_name", "...", *ELSEWHERE)
 ON_DIGITS = [t for t in TYPED if not PLACEHOLDERS.search(t) and not any(word in t for word in NOT_HERE)]
 SHORTER = ("--epochs", "0.5", "--max_train", "300", "--min_shard", "2", "--no-plots", "--quiet")
@@ -50,5 +68,7 @@ def test_commands_on_the_digits_run(typed, tmp_path: Path):
     """Each with fewer epochs, samples and groups."""
     program, *words = shlex.split(typed)[1:]
     words += ["--results_dir", str(tmp_path), *SHORTER]
+    if "--dp_noise" in words:
+        pytest.importorskip("opacus")
     words += FEWER if "--audit" in words else FEWER[2:] if "--sweep" in words else ()
     assert (main_pruned if program == "main_pruned.py" else main).main(words) == 0

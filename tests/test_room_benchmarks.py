@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import coalitions, homogeneous
+from benchmarks import coalitions, homogeneous, privacy
 
 
 @pytest.mark.slow
@@ -17,3 +17,9 @@ def test_coalitions_together_and_alone(capsys):
     assert coalitions.main(flags) == 0
     cells = capsys.readouterr().out.splitlines()[-1].split("|")
     assert cells[1].strip() == "mlp" and cells[2].strip() == "7" and float(cells[-2]) < 1e-4
+
+
+def test_private_steps_beside_plain_ones(capsys):
+    assert privacy.main(["--num_workers", "2", "--steps", "1", "--turns", "1", "--models", "mlp"]) == 0
+    cells = capsys.readouterr().out.splitlines()[-1].split("|")
+    assert cells[1].strip() == "mlp" and float(cells[2]) > 0 and float(cells[3]) > 0 and float(cells[5]) > 0

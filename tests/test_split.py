@@ -237,6 +237,7 @@ def test_scores_of_a_split_run_are_those_of_the_whole(tmp_path):
         (("--stages", "2", "--schedule", "1f1b"), "--microbatches 2"),
         (("--stages", "3", "--split_at", "1"), "--split_at has 1 names"),
         (("--stages", "2", "--amp"), "--amp"),
+        (("--stages", "2", "--dp_noise", "1"), "--dp_noise"),
         (("--stages", "2", "--engine", "vmap"), "--engine threads or loop"),
         (("--stages", "2", "--model", "resnet18", "--microbatches", "2"), "statistics would be those of microbatches"),
     ],

@@ -32,6 +32,7 @@ from training.execution import (
     use_one_thread_an_operator,
 )
 from training.identity import Identity, check_replay, identity_of
+from training.privacy import make_private, privacy_of
 from training.split import in_processes, stages_of
 from utils.args import Config
 from utils.errors import UsageError
@@ -165,11 +166,11 @@ class Job:
             optimizer=optimizer_of(self.config),
             seed=derive_seed(self.config.seed, "augmentation"),
             weights_Mn=self.sample_weights_n[None] if weights_Mn is None else weights_Mn,
+            privacy=privacy_of(self.config),
         )
         if self.byzantine is not None:
             fleet.uncounted = frozenset(self.byzantine.workers)
         return fleet
-
 
     def _kind(self, whole: bool) -> Callable[..., Fleet]:
         """What makes a fleet of this run. ``whole``: of several replicas, all here and unsplit, which gives the same
@@ -204,6 +205,7 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
     use_one_thread_an_operator(config.deterministic)
     samples, test_samples = samples_of(config, dataset)
     models = initial_models(config, dataset.task, samples.shape)
+    make_private(config, models[0])
     batches = Batches(shards, config.batch_size, derive_seed(config.seed, "batches"))
     check_batch_norm(config, models[0], samples.shape, batches)
     torch.backends.cudnn.allow_tf32 = config.tf32  # for the trials too

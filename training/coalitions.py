@@ -21,8 +21,9 @@ from scipy import sparse
 from torch import Tensor
 
 from data.batches import Batches
-from training.build import Job
+from training.build import Job, check_batch_norm
 from training.execution import optimizer_of
+from training.privacy import privacy_of
 from training.protocols import RoundPlan, local_epoch_steps, train_round
 from utils.early_stopping import EarlyStopping
 from utils.errors import UsageError
@@ -40,48 +41,57 @@ def all_coalitions(count: int) -> list[Coalition]:
 
 
 class MemberBatches(Batches):
-    """The batch schedule of members: that of an institution, whichever the coalition is. ``member_R``: which one."""
+    """The batch schedule of members: that of an institution, whichever the coalition is. ``shards_R``: what each trains
+    on; ``member_R``: which institution it is."""
 
-    def __init__(self, shards: list[Tensor], batch_size: int, seed: int, member_R: Sequence[int]):
-        super().__init__([shards[k] for k in member_R], batch_size, seed)
+    def __init__(self, shards_R: list[Tensor], batch_size: int, seed: int, member_R: Sequence[int]):
+        super().__init__(shards_R, batch_size, seed)
         self._keys_2N[1] = torch.tensor(member_R)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What coalitions came to: their best models ``rows_CD``, and the round [C] after which each was best."""
+    """What coalitions came to: their best models ``rows_CD``, the round [C] after which each was best, and how many it
+    trained for [C]."""
 
     rows_CD: Tensor
     rounds: list[int]
+    trained: list[int]
 
 
 def train_coalitions(
-    job: Job, coalitions: Sequence[Coalition], progress: Progress = ignored, watch: Watch | None = None
+    job: Job, coalitions: Sequence[Coalition], progress: Progress = ignored, watch: Watch | None = None,
+    held: Sequence[Sequence[Tensor]] | None = None,
 ) -> Trained:
     """Train them: ``--epochs`` at most, until ``--patience`` rounds have brought no better validation loss.
 
     ``watch``: sees the last coalition's model before every round, [D], and its members' after their steps, [N, D].
-    Raises :class:`UsageError` where one diverges from the start.
+    ``held``: the samples of each member of each coalition (default: all that its institution has); fewer do not make
+    fewer steps. Raises :class:`UsageError` where one diverges from the start.
     """
     config, C = job.config, len(coalitions)
     member_R = [k for members in coalitions for k in members]
+    shards_R = [job.shards[k] for k in member_R] if held is None else [shard for shards in held for shard in shards]
     first = [0]
     for members in coalitions:
         first.append(first[-1] + len(members))
+    batches = MemberBatches(shards_R, config.batch_size, derive_seed(config.seed, "batches"), member_R)
+    check_batch_norm(config, job.model, job.samples.shape, batches)
     fleet = Fleet(
         job.engine,
         job.initial_ND[0],
         job.samples,
-        MemberBatches(job.shards, config.batch_size, derive_seed(config.seed, "batches"), member_R),
+        batches,
         optimizer=optimizer_of(config),
         seed=derive_seed(config.seed, "augmentation"),
         weights_Mn=job.sample_weights_n[None],
+        privacy=privacy_of(config),
     )
     steps_R = local_epoch_steps(job)[member_R]
     rounds = max(1, math.ceil(config.epochs / config.local_epochs))
     last = min(rounds, config.max_rounds or rounds)
     stops = [EarlyStopping(config.patience, config.min_delta) for _ in coalitions]
-    best_CD, best_round = fleet.rows_RD[first[:-1]].clone(), [0] * C
+    best_CD, best_round, trained = fleet.rows_RD[first[:-1]].clone(), [0] * C, [0] * C
     going, mixing = list(range(C)), averages(coalitions, first)
     for r in range(last):
         active_R = torch.zeros(len(member_R), dtype=torch.int64)
@@ -100,7 +110,7 @@ def train_coalitions(
         losses = fleet.evaluate(job.samples, job.val_ids, fleet.rows_RD[[first[c] for c in going]])["loss"].tolist()
         stopped = []
         for c, loss in zip(going, losses, strict=True):
-            over = stops[c].update(loss)
+            over, trained[c] = stops[c].update(loss), r + 1
             if stops[c].evaluations_without_improvement == 0:
                 best_CD[c], best_round[c] = fleet.rows_RD[first[c]], r + 1
             if over:
@@ -115,7 +125,7 @@ def train_coalitions(
             f"the coalition of {', '.join(map(str, members))} has no finite validation loss after any round: take a "
             "smaller --lr."
         )
-    return Trained(best_CD, best_round)
+    return Trained(best_CD, best_round, trained)
 
 
 def averages(coalitions: Sequence[Coalition], first: Sequence[int]) -> sparse.csr_array:

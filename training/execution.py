@@ -47,8 +47,8 @@ def first_execution(config: Config, model: nn.Module, samples: Samples, batches:
     engine = IN_PARTS[0] if config.stages > 1 and config.engine == "auto" else config.engine
     chosen = choose_execution(
         model, samples, batches, engine, config.channels_last, threads, device, autocast_of(config),
-        optimizer_of(config),
-    )
+        optimizer_of(config), config.dp_noise is not None,
+    )  # fmt: skip
     engine, channels_last = distributed.share_json(chosen)
     parts = first_parts(config, model, samples, batches, engine, threads * here)
     own = "cuda" if device.type == "cuda" and "LOCAL_RANK" in os.environ else str(device)
@@ -68,6 +68,8 @@ def first_parts(
 ) -> int:
     """Parts that a batch is cut into: as ``--batch_parts`` says, or by the rule, which reads how many workers train at
     a time and the threads of all processes here."""
+    if config.dp_noise is not None:  # sample by sample anyway
+        return 1
     if config.stages > 1:
         return config.microbatches
     if config.batch_parts is None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from networks import model_metadata, save_model
 from training.build import Job
 from training.finetune import finetune
+from training.privacy import spent, steps_made
 from utils.records import write_confusion, write_json, write_predictions
 from workers import distributed
 from workers.evaluation import predictions
@@ -25,6 +26,8 @@ def save_result(job: Job, fleet: Fleet, model_1D: Tensor, run_dir: Path, summary
     there are classes, confusion.npz."""
     if job.config.finetune:
         summary["finetune"] = finetune(job, model_1D)
+    if fleet.privacy is not None:
+        summary["privacy"] = spent(job, steps_made(job, summary["rounds"]))
     if isinstance(fleet, distributed.ShardedFleet):
         summary["processes"] = distributed.world()
         summary["crossed_bytes"] = fleet.total_crossed_bytes()

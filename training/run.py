@@ -20,6 +20,7 @@ from typing import Any
 from training.build import Job, build
 from training.execution import Execution
 from training.identity import check_identity, settings_of
+from training.privacy import check_accountant
 from training.protocols import load_protocol
 from training.trainer import train
 from utils.args import Config, differences
@@ -118,6 +119,7 @@ def check_packages(config: Config) -> None:
             import securesystemslib  # noqa: F401
         except ImportError as error:
             raise UsageError("--ledger needs packages: pip install -r requirements-ledger.txt.") from error
+    check_accountant(config)
 
 
 def check_same_command(config: Config) -> None:
@@ -285,6 +287,9 @@ def train_seeds(config: Config) -> tuple[dict[str, Any], list[Path]]:
         known = all(value is not None and math.isfinite(value) for value in values)
         summary |= {key: statistics.mean(values) if known else None}
         summary |= {f"{key}_std": statistics.stdev(values) if known else None}
+    private = [s["privacy"] for s in summaries if "privacy" in s]
+    if private:
+        summary["privacy"] = max(private, key=lambda found: found["epsilon"] or 0)
     if distributed.rank() == 0:
         write_json(run_folder(config) / "summary.json", summary)
     return summary, run_dirs

@@ -208,6 +208,16 @@ class Config:
         0.0, "optimization", "--patience: a loss is better if it is lower by more than X", check=NOT_NEGATIVE
     )
 
+    # privacy
+    dp_noise: float | None = flag(
+        None, "privacy", "differentially private steps (DP-SGD): deviation of the noise that a batch's gradients get, "
+        "over --dp_clip (0: they are only clipped)", check=NOT_NEGATIVE,
+    )
+    dp_clip: float = flag(1.0, "privacy", "--dp_noise: the gradient of a sample is cut to this norm", check=POSITIVE)
+    dp_delta: float | None = flag(
+        None, "privacy", "--dp_noise: delta of epsilon (default: 1 / (10 n), n a worker's samples)", check=FRACTION
+    )
+
     # machine
     device: str = flag("auto", "machine", "auto, cpu, cuda or cuda:K", changes_results=False)
     amp: bool = flag(False, "machine", "mixed precision: products in bfloat16")

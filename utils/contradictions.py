@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UsageError
+from utils.flags import check_run_name
 
 if TYPE_CHECKING:
     from utils.args import Config
@@ -55,15 +55,6 @@ def check_stages(config: Config) -> None:
             f"--schedule 1f1b needs --microbatches {config.stages} at least, one for each stage; --schedule gpipe "
             "takes any number."
         )
-    if config.amp:
-        raise UsageError("--stages and --amp do not go together yet: leave one of them out.")
-
-
-def check_run_name(name: str) -> None:
-    """Raises :class:`UsageError` unless the name is that of a folder in --results_dir (or in folders in it)."""
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise UsageError(
-            f"--run_name {name!r} is no folder inside --results_dir: give a name, as in --run_name first, and the "
-            "place with --results_dir."
-        )
+    for name, given in (("amp", config.amp), ("dp_noise", config.dp_noise is not None)):
+        if given:
+            raise UsageError(f"--stages and --{name} do not go together yet: leave one of them out.")

@@ -176,6 +176,9 @@ EFFECTS: tuple[Effect, ...] = (
         "it needs --scheduler multistep, and this is {scheduler}",
     ),
     Effect(("min_delta",), lambda c: c.patience > 0, "it needs --patience EVALUATIONS"),
+    # privacy
+    Effect(("dp_clip",), lambda c: c.dp_noise is not None, "it needs --dp_noise"),
+    Effect(("dp_delta",), lambda c: bool(c.dp_noise), "it needs a --dp_noise above 0"),
     # machine
     Effect(("tf32",), lambda c: c.device != "cpu", "it is about GPUs"),
     Effect(("amp",), lambda c: c.dtype == "float32", "PyTorch leaves --dtype {dtype} as it is"),
@@ -287,7 +290,7 @@ ALWAYS = frozenset(
     dataset_name image_size val_fraction max_train augment flip_labels worker_flips bad_data drop_samples keep_samples
     partition pretrained init num_workers byzantine on_bad_worker speed_spread step_ms finetune epochs batch_size lr
     optimizer momentum wd scheduler warmup_step max_rounds patience device dtype seed seeds deterministic engine
-    protocol config stages resume checkpoint_every eval_every plots tensorboard ledger quiet stage model_A
+    protocol config stages dp_noise resume checkpoint_every eval_every plots tensorboard ledger quiet stage model_A
     """.split()
 )
 

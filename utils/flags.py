@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from utils.errors import UsageError, unknown_name
@@ -61,6 +62,16 @@ def check_fields(config: Any) -> None:
                 raise unknown_name(f"--{f.name}", str(one), meta["choices"])
             if meta["check"] and not meta["check"][0](one):
                 raise UsageError(f"--{f.name} is {one}: it {meta['check'][1]}.")
+
+
+def check_run_name(name: str) -> None:
+    """Raises :class:`UsageError` unless the name is that of a folder in --results_dir (or in folders in it)."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise UsageError(
+            f"--run_name {name!r} is no folder inside --results_dir: give a name, as in --run_name first, and the "
+            "place with --results_dir."
+        )
 
 
 def check_cluster(value: str | None) -> None:

@@ -59,6 +59,16 @@ def integers(high: int, *keys: int | str | Tensor) -> Tensor:
     return _shift(hash64(*keys), 2) % high
 
 
+def normals(count: int, *keys: int | str | Tensor) -> Tensor:
+    """Standard normal float64 [..., count] for keys that broadcast to [..., 1], by Box and Muller (1958): pairs from 53
+    random bits each, so that tails reach 8.5 deviations."""
+    device = next((key.device for key in keys if isinstance(key, Tensor)), None)
+    bits = _shift(hash64(*keys, torch.arange(count + count % 2, device=device)), 11)
+    radius, angle = ((bits + 1).to(torch.float64) * 2.0**-53).chunk(2, -1)  # in (0, 1]
+    radius, angle = (-2 * radius.log()).sqrt(), 2 * torch.pi * angle
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], -1)[..., :count]
+
+
 def permutations(lengths_N: Tensor, *keys: int | str | Tensor) -> Tensor:
     """One permutation a row: int64 [N, L], L = max length; row k starts with a permutation of
     0..lengths_N[k]-1 and its rest is padding. ``keys`` broadcast against [N, 1]."""

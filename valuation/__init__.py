@@ -3,6 +3,7 @@
 
 institutions.py  their test sets, and what models are worth on them
 truth.py         their Shapley values from all coalitions, each trained (training/coalitions.py)
+features.py      what methods compare samples by: a layer of the model of all
 methods.py       what comes near it without training them, by ten methods
 knn_shapley.py   the exact Shapley value of every sample for a nearest-neighbour classifier or regression on features
 comparison.py    how near they come

@@ -80,6 +80,10 @@ def run(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     write_json(folder / "summary.json", {"seeds": seeds, "methods": summary})
     if summary:
         print(f"\n{table_over_seeds(summary, config.seeds)}")
+    if config.plots:
+        from visualization.valuation import plot_seeds
+
+        plot_seeds(folder)
     return summary
 
 
@@ -101,6 +105,8 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     import numpy as np
 
     from training.coalitions import all_coalitions
+    from training.privacy import check_accountant, in_words, spent
+    from training.protocols import local_epoch_steps
     from training.rooms import bind_room, claim_room
     from utils.errors import UsageError
     from utils.flags import where
@@ -109,17 +115,20 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     from utils.registry import VALUATIONS
     from valuation.args import MOST_EXACT
     from valuation.comparison import judged, table
+    from valuation.features import check_layer
     from valuation.institutions import empty_utility, institution_tests, worth_metric
     from valuation.methods import why_not
     from valuation.truth import of_orders, prefixes, random_orders, shapley, trained
 
     claim_room(config, folder)
+    check_accountant(config)
     exact = config.truth or (folder / "coalitions.jsonl").exists() and not config.overwrite
     job = built(config, exact)
     N, tests, empty = len(job.shards), institution_tests(job), empty_utility(job)
     for name in config.valuations:  # before anything is trained
         if reason := why_not(name, job, exact and N <= MOST_EXACT):
             raise UsageError(f"--valuations {name}: {reason}.")
+    check_layer(job, config.feature_layer)
     bind_room(config, job.identity, folder)
     then = read_record(folder / "valuation.json", "methods") if (folder / "valuation.json").exists() else {}
     study, truth, error, seconds = grand_study(config, job, tests, empty), None, None, None
@@ -154,10 +163,14 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     for name, (values_N, took) in (earlier | valued(names, study)).items():
         figures = {} if truth is None else judged(values_N, truth)
         record["methods"][name] = {"values": values_N.tolist(), **figures, "seconds": took}
+    if config.dp_noise is not None:
+        record["privacy"] = spent(job, study.grand.trained[0] * local_epoch_steps(job))
     write_json(folder / "valuation.json", record)
     keep_samples(study, folder / "values.zarr", list(earlier))
     print(table(record))
     print(f"{record['metric']} {record['utility']:.4f} after {record['rounds']} rounds; none: {empty:.4f}; {folder}")
+    if "privacy" in record:
+        print(in_words(record["privacy"]))
     if config.plots:
         draw(study, folder)
     return record
@@ -175,7 +188,7 @@ def built(config: ValuationConfig, exact: bool = True) -> Job:
         return job
     N, device = len(job.shards), job.initial_ND.device.type
     rows = min(N * 2 ** (N - 1), config.orders * N * N // 2)
-    name = rule(job.model, rows, device, autocast_of(config), config.batch_size)
+    name = rule(job.model, rows, device, autocast_of(config), config.batch_size, config.dp_noise is not None)
     return build(config.training(), dataclasses.replace(job.execution, engine=name))
 
 
@@ -190,7 +203,10 @@ def grand_study(config: ValuationConfig, job: Job, tests: list, empty: float) ->
     with bar(int(config.epochs), "all institutions", "round", config.quiet) as ticks:
         grand = train_coalitions(job, [everybody], ticks.update, updates.watch)
     utility = float(utilities(job, grand.rows_CD, tests).mean())
-    return Study(job, tests, grand, empty, utility - empty, config.knn, updates)
+    return Study(
+        job, tests, grand, empty, utility - empty, config.knn, updates, feature_noise=config.feature_noise,
+        layer=config.feature_layer,
+    )  # fmt: skip
 
 
 def valued(names: Sequence[str], study: Study) -> dict[str, tuple[np.ndarray, float]]:

@@ -56,7 +56,15 @@ class ValuationConfig(Config):
         None, "valuation", "--cluster slurm:K: a YAML file with queue, memory, walltime, job_extra_directives",
         changes_results=False, metavar="FILE",
     )
+    feature_layer: str | None = flag(
+        None, "valuation", "ddval, knn_game, heads: features are the output of this layer, such as features of "
+        "densenet121, instead of the input of the last one", metavar="NAME",
+    )
     knn: int = flag(3, "valuation", "ddval: nearest neighbours", check=POSITIVE)
+    feature_noise: float = flag(
+        0.0, "valuation", "ddval, knn_game, heads: noise on the features that institutions share, in deviations of "
+        "each", check=NOT_NEGATIVE,
+    )
 
     def __post_init__(self) -> None:
         if self.num_workers is None and self.partition != "natural":

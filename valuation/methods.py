@@ -19,14 +19,14 @@ from torch import Tensor
 
 from data.multilabel import Multilabel
 from data.regression import Regression
-from networks import features
 from training.build import Job
 from training.coalitions import Coalition, Trained, all_coalitions
 from training.trajectory import RecordedRun
 from utils.errors import UsageError
 from utils.influence import Options, score
-from utils.random import derive_seed
+from utils.random import derive_seed, normals
 from valuation.args import MOST_EXACT
+from valuation.features import features_of
 from valuation.institutions import utilities
 from valuation.knn_shapley import balanced_tests, by_owner, knn_shapley, knn_shapley_regression, rescaled
 from valuation.truth import shapley
@@ -35,8 +35,8 @@ OF_SGD = ("cascade", "delete", "if")  # methods that differentiate steps of SGD
 OF_SAMPLES = ("ddval", *OF_SGD)  # methods that value samples
 ALL_COALITIONS = ("knn_game", "heads", "reconstruction")  # methods that go through them
 ONE_CLASS = ("knn_game", "heads")
+PIECE = 256  # samples whose noise is drawn at once
 HEAD_STEPS, HEAD_DECAY = 200, 1e-3
-PIECE = 256  # samples whose features are computed at once
 
 
 @dataclass
@@ -52,7 +52,9 @@ class Study:
     k: int
     updates: Updates
     worth: Mapping[Coalition, float] | None = None
+    feature_noise: float = 0.0
     samples: dict[str, Tensor] = field(default_factory=dict)  # values [n] of methods that value samples
+    layer: str | None = None  # whose output is the features; None: what enters the last linear layer
 
     @property
     def count(self) -> int:
@@ -68,16 +70,25 @@ class Study:
         return owner[self.job.train_ids]
 
     @cached_property
+    def model(self) -> torch.nn.Module:
+        """The grand model, in evaluation mode."""
+        model = copy.deepcopy(self.job.model).to(self.job.samples.dtype).to(self.grand.rows_CD.device).eval()
+        self.job.engine.layout.attach(model, self.grand.rows_CD[0])
+        return model
+
+    @cached_property
     def features(self) -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor]]]:
-        """The grand model's features and targets of the training samples, and of each institution's test samples."""
-        job, task = self.job, self.job.dataset.task
-        model = copy.deepcopy(job.model).to(job.samples.dtype).to(self.grand.rows_CD.device).eval()
-        job.engine.layout.attach(model, self.grand.rows_CD[0])
+        """The grand model's features and targets of the training samples, with ``--feature_noise``, and of each
+        institution's test samples. (Training features are what institutions share: each can value them on a test set
+        that stays at home, since values are means over the test sets.)"""
+        job, task, model = self.job, self.job.dataset.task, self.model
         targets_n, targets_m = job.dataset.targets_n, job.dataset.test_targets_m
         if isinstance(task, Regression):
             targets_n, targets_m = (task.encoded(targets)[:, 0] for targets in (targets_n, targets_m))
-        tests = [(features_of(model, job.test_samples, ids_m), targets_m[ids_m]) for ids_m in self.tests]
-        return (features_of(model, job.samples, job.train_ids), targets_n[job.train_ids]), tests
+        tests = [(features_of(model, job.test_samples, ids_m, self.layer), targets_m[ids_m]) for ids_m in self.tests]
+        shared_nF = features_of(model, job.samples, job.train_ids, self.layer)
+        add_noise(shared_nF, self.feature_noise, job)
+        return (shared_nF, targets_n[job.train_ids]), tests
 
     @cached_property
     def trajectory(self) -> RecordedRun:
@@ -191,6 +202,8 @@ def why_not(name: str, job: Job, exact: bool) -> str | None:
         return f"it needs all coalitions (leave out --no-truth; at most {MOST_EXACT} institutions)"
     if name in OF_SGD and job.config.optimizer != "sgd":
         return "it differentiates steps of --optimizer sgd"
+    if name in OF_SGD and job.config.dp_noise is not None:
+        return "it asks what a sample did, which is what the steps of --dp_noise hide"
     if name in ALL_COALITIONS and len(job.shards) > MOST_EXACT:
         return f"it goes through all coalitions: at most {MOST_EXACT} institutions"
     if name in ONE_CLASS and not job.dataset.task.one_class:
@@ -203,10 +216,15 @@ def scaled(values_N: np.ndarray, total: float) -> np.ndarray:
     return rescaled(torch.from_numpy(values_N), total).numpy()
 
 
-@torch.no_grad()
-def features_of(model: torch.nn.Module, samples: object, ids_n: Tensor) -> Tensor:
-    """What enters the model's last layer [n, F]."""
-    return torch.cat([features(model, samples.plain(piece)[0]).cpu() for piece in ids_n.split(PIECE)])
+def add_noise(features_nF: Tensor, noise: float, job: Job) -> None:
+    """Gaussian noise to the features of the training samples, in place, in units of each feature's deviation over all
+    of them: a function of the seed, the sample and the feature."""
+    if not noise:
+        return
+    scale_F = noise * features_nF.std(0)
+    for rows_bF, ids_b in zip(features_nF.split(PIECE), job.train_ids.split(PIECE), strict=True):
+        drawn_bF = normals(features_nF.shape[1], job.config.seed, "feature noise", ids_b[:, None])
+        rows_bF += scale_F * drawn_bF.to(features_nF.dtype)
 
 
 def influence(study: Study, method: str) -> np.ndarray:

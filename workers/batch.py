@@ -17,20 +17,24 @@ from torch import Tensor
 @dataclass
 class Batch:
     """What one chunk trains on at one step: inputs [n, B, ...], targets [n, B, ...], weights [n, B]
-    (0 on padding and on samples that are switched off), sizes [n] (samples, whatever their weight), ids [n, B]."""
+    (0 on padding and on samples that are switched off), sizes [n] (samples, whatever their weight), ids [n, B].
+    ``keys``: hashes [n] of (seed, worker, step), where the step adds noise."""
 
     inputs: Tensor
     targets: Tensor
     weights: Tensor
     sizes: Tensor
     ids: Tensor
+    keys: Tensor | None = None
 
     def cut(self, parts: int) -> list[Batch]:
         """At most ``parts`` parts, as even as can be, whose losses add up to that of the whole."""
         if parts == 1:
             return [self]
         pieces = zip(*(t.chunk(parts, 1) for t in (self.inputs, self.targets, self.weights, self.ids)), strict=True)
-        return [Batch(inputs, targets, weights, self.sizes, ids) for inputs, targets, weights, ids in pieces]
+        return [
+            Batch(inputs, targets, weights, self.sizes, ids, self.keys) for inputs, targets, weights, ids in pieces
+        ]
 
     def mean(self, losses_nB: Tensor) -> Tensor:
         """Weighted mean loss [n]: sum of w_i loss_i over the batch size."""

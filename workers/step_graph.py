@@ -112,7 +112,9 @@ class FixedBatch:
     def put(self, batch: Batch) -> None:
         """The next batch, in the place of the one before."""
         for field in dataclasses.fields(batch):
-            getattr(self._batch, field.name).copy_(getattr(batch, field.name))
+            value = getattr(batch, field.name)
+            if value is not None:
+                getattr(self._batch, field.name).copy_(value)
 
     def row(self, row: int) -> Batch:
         """A row's part of it, without its padding."""

@@ -48,11 +48,15 @@ def choose_execution(
     device: torch.device,
     autocast: torch.dtype | None,
     optimizer: Optimizer = TRIAL,
+    private: bool = False,
 ) -> tuple[str, bool]:
     """The engine's name and whether convolutions are laid out channels_last.
 
     ``engine`` 'auto' and ``channels_last`` None follow the rule; 'measure' times local steps of a part of the fleet.
+    ``private``: whether steps are (:mod:`workers.private`).
     """
+    if private and engine in ("graph", "measure"):
+        raise UsageError(f"--engine {engine} knows no private steps (--dp_noise): use --engine auto.")
     if engine == "graph" and device.type != "cuda":
         raise UsageError(f"--engine graph records steps for a GPU, and this run is on '{device}': use --engine auto.")
     has_convolutions = any(p.dim() == 4 for p in model.parameters())
@@ -66,18 +70,20 @@ def choose_execution(
         name, layout = fastest(model, samples, batches, candidates, threads, device, autocast, optimizer)
     else:
         batch_size = int(batches.sizes_N.max())
-        name = rule(model, workers, device.type, autocast, batch_size) if engine == "auto" else engine
+        auto = engine == "auto"
+        name = rule(model, workers, device.type, autocast, batch_size, private) if auto else engine
     if name == "graph":
         check_recording(model, samples, batches, layout, device, autocast, optimizer)
     return name, layout
 
 
 def rule(
-    model: nn.Module, workers: int, device_type: str, autocast: torch.dtype | None = None, batch_size: int = 1
+    model: nn.Module, workers: int, device_type: str, autocast: torch.dtype | None = None, batch_size: int = 1,
+    private: bool = False,
 ) -> str:
     """The engine for this number of workers with this network: many small linear networks are batched, recurrent
-    ones where batches are small; other steps are recorded as a graph on a GPU, and spread over threads elsewhere
-    (batched convolutions become grouped ones: half as fast on a CPU)."""
+    ones where batches are small; other steps are recorded as a graph on a GPU, unless they are private, and spread
+    over threads elsewhere (batched convolutions become grouped ones: half as fast on a CPU)."""
     only_linear = all(p.dim() <= 2 for p in model.parameters()) and not any(
         b.is_floating_point() for b in model.buffers()
     )
@@ -85,7 +91,9 @@ def rule(
     kernel = device_type == "cpu" and batch_size > RECURRENT_BATCH and any(hasattr(m, "fused") for m in model.modules())
     if only_linear and small and workers >= BATCHED_WORKERS and autocast is None and not kernel:
         return "vmap"
-    return "graph" if device_type == "cuda" else "threads"
+    if device_type == "cuda":
+        return "loop" if private else "graph"
+    return "threads"
 
 
 def batch_parts(

@@ -31,6 +31,7 @@ from workers.engine import Engine
 from workers.evaluation import evaluate_rows
 from workers.mixing import mix_replicas, mix_rows, without_workers
 from workers.optimizers import SGD, Optimizer, descend, state_size
+from workers.private import Privacy
 from workers.robust import Byzantine, robust_mix, sent_rows
 from workers.step_graph import StepGraph
 
@@ -43,7 +44,8 @@ class Fleet:
 
     ``initial_ND``: a row to start from, [D] for a common start or [N, D]. ``weights_Mn``: weight of
     every sample of the data set in each replica (default: one replica, all ones). ``owned``: the workers
-    whose rows live here (default: all; :mod:`workers.distributed` gives each process a part).
+    whose rows live here (default: all; :mod:`workers.distributed` gives each process a part). ``privacy``: how much of
+    a sample local steps may show (default: all of it; :mod:`workers.private`).
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class Fleet:
         seed: int = 0,
         weights_Mn: Tensor | None = None,
         owned: range | None = None,
+        privacy: Privacy | None = None,
     ):
         self.engine, self.layout = engine, engine.layout
+        self.privacy = privacy
         self.samples, self.batches = samples, batches
         self.optimizer, self.seed = optimizer, seed
         self.device, self.dtype = initial_ND.device, initial_ND.dtype
@@ -124,9 +128,9 @@ class Fleet:
 
     def schedule(self, steps_N: Tensor) -> tuple[Tensor, Tensor | None]:
         """What worker k trains on at its step ``steps_N[k]``: sample ids [N, B], and the hashes [N, B] that determine
-        how each is augmented (None: it is not)."""
+        how each is augmented, and the noise of private steps (None: nothing is random)."""
         ids_NB = self.batches.ids(steps_N)
-        if self.samples.augmentation == "none":
+        if self.samples.augmentation == "none" and self.privacy is None:
             return ids_NB, None
         return ids_NB, augmentation_keys(self.seed, self.batches.workers_N, steps_N, ids_NB.shape[1])
 
@@ -150,7 +154,8 @@ class Fleet:
             weights_nB = self.weights_Mn[replicas_n[:, None], ids_nB]
         if padded is not None:
             weights_nB = weights_nB.masked_fill(padded, 0.0)
-        return Batch(inputs, targets_nB, weights_nB, send(sizes_n.to(self.dtype), self.device), ids_nB)
+        noise_n = None if self.privacy is None else keys_nB[:, 0]
+        return Batch(inputs, targets_nB, weights_nB, send(sizes_n.to(self.dtype), self.device), ids_nB, noise_n)
 
     def batch_width(self, sizes_n: Tensor) -> int:
         """Slots of a batch of a chunk whose workers take so many samples."""
@@ -208,6 +213,8 @@ class Fleet:
 
     def _gradients(self, rows_nD: Tensor, batch: Batch) -> Gradients:
         """What a chunk's batch, or a part of it, asks of its rows."""
+        if self.privacy is not None:
+            return self.privacy.gradients(self.engine, self.samples.task, rows_nD, batch)
         leaves = self.engine.leaves(rows_nD)
         outputs_nBC = self.engine.outputs(leaves, rows_nD, batch.inputs, train=True)
         loss_n = batch.mean(self.samples.task.losses(outputs_nBC, batch.targets))

@@ -298,11 +298,11 @@ def release_poster(run: bytes32):
     @notice Gives the stake, and what it won from challengers, back to the poster of a final list.
     """
     round: uint256 = vault.runs[run].round
-    posting: Posting = self.postings[run][round]
-    assert self._final(posting), "not final"
-    assert posting.stake > 0, "released"
+    assert self._final(run, round), "not final"
+    stake: uint256 = self.postings[run][round].stake
+    assert stake > 0, "released"
     self.postings[run][round].stake = 0
-    vault.give(posting.poster, posting.stake)
+    vault.give(self.postings[run][round].poster, stake)
 
 
 @external
@@ -324,17 +324,18 @@ def claim(run: bytes32, index: uint256, leaf: proofs.Leaf, proof: DynArray[bytes
     """
     @notice Pays a leaf of the final list to its account, whoever asks.
     """
-    r: vault.Run = vault.runs[run]
-    posting: Posting = self.postings[run][r.round]
-    assert not r.closed and self._final(posting), "not final"
-    assert block.timestamp < self._claim_by(posting), "late"
-    assert index < r.workers, "index"
-    proofs.check(posting.root, r.depth, index, proofs.payout_leaf(run, index, leaf), proof)
+    round: uint256 = vault.runs[run].round
+    assert not vault.runs[run].closed and self._final(run, round), "not final"
+    assert block.timestamp < self._claim_by(run, round), "late"
+    assert index < vault.runs[run].workers, "index"
+    leaf_hash: bytes32 = proofs.payout_leaf(run, index, leaf)
+    proofs.check(self.postings[run][round].root, vault.runs[run].depth, index, leaf_hash, proof)
     assert not self._is_claimed(run, index), "claimed"
     assert leaf.amount > 0, "nothing"
-    assert leaf.amount <= r.budget - r.paid, "budget"  # whatever was posted: no run is paid from another's deposit
+    paid: uint256 = vault.runs[run].paid
+    assert leaf.amount <= vault.runs[run].budget - paid, "budget"  # a list that nobody checked takes no other run's
     self.claimed[run][index // 256] |= 1 << (index % 256)
-    vault.runs[run].paid = r.paid + leaf.amount
+    vault.runs[run].paid = paid + leaf.amount
     log Claimed(run=run, index=index, account=leaf.account, amount=leaf.amount)
     vault.give(leaf.account, leaf.amount)
 
@@ -347,11 +348,11 @@ def refund(run: bytes32):
             unclaimed at the deadline.
     """
     r: vault.Run = vault.runs[run]
-    posting: Posting = self.postings[run][r.round]
     assert r.requester != empty(address) and not r.closed, "run"
-    if posting.root != empty(bytes32):
-        assert self._final(posting), "not final"
-        assert posting.total == 0 or block.timestamp >= self._claim_by(posting), "early"
+    if self.postings[run][r.round].root != empty(bytes32):
+        assert self._final(run, r.round), "not final"
+        nothing_owed: bool = self.postings[run][r.round].total == 0
+        assert nothing_owed or block.timestamp >= self._claim_by(run, r.round), "early"
     elif block.timestamp < r.post_by:
         assert block.timestamp >= panels.panels[run].check_by, "early"
         assert not panels._quorate(run), "quorum"
@@ -374,13 +375,14 @@ def _is_claimed(run: bytes32, index: uint256) -> bool:
 
 @internal
 @view
-def _final(posting: Posting) -> bool:
-    if posting.root == empty(bytes32) or posting.open > 0:
+def _final(run: bytes32, round: uint256) -> bool:
+    if self.postings[run][round].root == empty(bytes32) or self.postings[run][round].open > 0:
         return False
-    return block.timestamp >= posting.at + vault.PERIODS.dispute + vault.PERIODS.response
+    return block.timestamp >= self.postings[run][round].at + vault.PERIODS.dispute + vault.PERIODS.response
 
 
 @internal
 @view
-def _claim_by(posting: Posting) -> uint256:
-    return posting.at + vault.PERIODS.dispute + vault.PERIODS.response + vault.PERIODS.claim
+def _claim_by(run: bytes32, round: uint256) -> uint256:
+    at: uint256 = self.postings[run][round].at
+    return at + vault.PERIODS.dispute + vault.PERIODS.response + vault.PERIODS.claim

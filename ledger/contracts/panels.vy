@@ -143,9 +143,10 @@ def _counted(run: bytes32) -> DynArray[uint256, proofs.MAX_PANEL]:
     for seat: uint256 in range(seats, bound=proofs.MAX_PANEL):
         if self.values[run][seat].root == empty(bytes32):
             continue
+        marks: uint256 = self.values[run][seat].strikes
         strikes: uint256 = 0
         for by: uint256 in range(seats, bound=proofs.MAX_PANEL):
-            strikes += (self.values[run][seat].strikes >> by) & 1
+            strikes += (marks >> by) & 1
         if 2 * strikes <= revealed:
             found.append(seat)
     return found

@@ -136,6 +136,11 @@ def check_differentiable(config: Config) -> None:
         raise UsageError(
             f"influence methods need --optimizer sgd: the derivative of a step of {config.optimizer} is not written."
         )
+    if config.dp_noise is not None:
+        raise UsageError(
+            "--dp_noise: influence methods ask what a sample did, which is what clipping and noise hide, and the "
+            "derivative of a clipped step is not written: leave it out."
+        )
     reason = load_protocol(config.protocol).not_linear(config)
     if reason is not None:
         raise UsageError(f"influence methods need rounds that mix linearly: {reason}.")
