@@ -86,10 +86,7 @@ class Trainer:
                 begun.callback(observer.close)
             distributed.barrier()
             self.run()
-            summary = self.finish()
-            for observer in self.observers:
-                observer.end(summary)
-            return summary
+            return self.finish()
 
     def start(self) -> None:
         """Write what is known before training, and go to the last checkpoint."""
@@ -271,6 +268,8 @@ class Trainer:
             "bytes": self.messages * job.virtual_time.row_bytes,
             **job.decisions,
         }
+        for observer in self.observers:
+            observer.end(summary)  # before there is a summary.json: a run that has one is not gone on with
         return save_result(job, self.fleet, self.model(), self.run_dir, summary)
 
 
