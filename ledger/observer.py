@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ledger import merkle
 from ledger.keys import Keys, make_keys, read_keys
-from ledger.records import NO_RECORD, Ledger, closed, enveloped, payload_of, sent_message
+from ledger.records import NO_RECORD, Ledger, closed, enveloped, has_sent, record_payload, sent_message
 from ledger.samples import shard_entries
 from ledger.state import StateDigests, states_are_whole
 from ledger.store import Store
@@ -29,10 +29,10 @@ from training.checkpoint import snapshot_interval
 from training.observers import Observer
 from training.protocols import Round, load_protocol
 from training.trainer import Trainer
-from utils.digest import digest_json
 from utils.errors import UsageError
+from utils.files import replaced
 from utils.provenance import provenance
-from utils.records import read_json, write_json
+from utils.records import read_json, read_record, write_json
 from workers import distributed
 from workers.robust import sent_rows
 
@@ -48,6 +48,7 @@ class LedgerObserver(Observer):
         self.every, self.last = self.config.ledger_every, trainer.stop_after
         self.rounds, self.lead = trainer.rounds, trainer.lead
         self.protocol = load_protocol(self.config.protocol)
+        self.may_stop = trainer.evaluations.every if self.config.patience else None
 
     def begin(self, trainer: Trainer) -> None:
         """Check that the folder is this run's, and write how it starts."""
@@ -86,9 +87,14 @@ class LedgerObserver(Observer):
         record = self.folder / "config.json"
         own = read_json(self.run_dir / "config.json")
         if not record.exists():
-            shutil.copyfile(self.run_dir / "config.json", record)
-        elif read_json(record).get("identity") != own["identity"]:
+            with replaced(record) as temporary:
+                shutil.copyfile(self.run_dir / "config.json", temporary)
+        then = read_record(record, "config", "identity")
+        if then["identity"] != own["identity"]:
             raise UsageError(f"--ledger {self.folder} is the ledger of another run: give another folder.")
+        if then["config"].get("ledger_every") != self.every:
+            raise UsageError(f"--ledger {self.folder} was begun with --ledger_every "
+                             f"{then['config'].get('ledger_every')}: give the same.")  # fmt: skip
         public = self.folder / "keys.json"
         told = {"keys": self.keys.public, "addresses": self.keys.addresses}
         if not public.exists():
@@ -113,10 +119,12 @@ class LedgerObserver(Observer):
         self.previous, self.chain = {}, None
         found = {}
         for record in self.ledger.records():
-            if record.round <= done and record.worker in self.fleet.owned:
+            if record.round <= done and record.kind != "end" and record.worker in self.fleet.owned:
+                if record.worker in found and record.round < found[record.worker].round:
+                    continue
                 found[record.worker] = record
         for line in self.ledger.rounds() if found else ():
-            if line["round"] <= done:
+            if line["round"] <= done and line["kind"] != "end":
                 self.chain = line["chain"]
         if self.chain is None or set(found) != set(self.fleet.owned):
             raise UsageError(
@@ -128,8 +136,8 @@ class LedgerObserver(Observer):
             self.before[k] = record.what["after"]
 
     def due(self, r: int) -> bool:
-        """Whether round r (counted from 1) is recorded."""
-        return r % self.every == 0 or r == self.last
+        """Whether round r (counted from 1) is recorded: also one that may turn out to be the last."""
+        return r % self.every == 0 or r == self.last or self.may_stop is not None and r % self.may_stop == 0
 
     def _sent(self) -> None:
         """Rows after the local steps of a round, before anything is mixed: what workers send."""
@@ -150,6 +158,7 @@ class LedgerObserver(Observer):
         signed = {k: self.keys.sign(k, sent_message(self.run, event.done, k, sent_N[k])) for k in self.fleet.owned}
         signed_N = self._of_all({k: signature.hex() for k, signature in signed.items()})
         senders = senders_of(self.protocol, self.job, event.done - 1)
+        self._check_others(event.done, {j for k in self.fleet.owned for j, _ in senders.get(k, [])}, sent_N, signed_N)
         what = {
             k: {
                 "before": self.before[k], "sent": sent_N[k], "signature": signed_N[k],
@@ -166,6 +175,13 @@ class LedgerObserver(Observer):
         self._write("round", event.done, what)
         self.before = after
 
+    def _check_others(self, r: int, senders: set[int], sent_N: dict[int, str], signed_N: dict[int, str]) -> None:
+        """Nobody here puts its name under a row that its sender, in another process, did not sign."""
+        for j in sorted(senders - set(self.fleet.owned)):
+            if not has_sent(self.keys.public[j], sent_message(self.run, r, j, sent_N[j]), signed_N[j]):
+                raise UsageError(f"round {r}: worker {j} did not sign the row that it sends: its keys are others than "
+                                 "those of keys.json here, or it cheats.")  # fmt: skip
+
     def end(self, summary: dict[str, Any]) -> None:
         """The run is finished: nothing may follow."""
         self._write("end", self.done, {k: {"after": self.before[k]} for k in self.fleet.owned})
@@ -179,8 +195,7 @@ class LedgerObserver(Observer):
         envelopes = {}
         for k, said in what.items():
             common = {"run": self.run, "round": r, "worker": k, "shard": self.roots[k], "previous": self.previous[k]}
-            payload = payload_of(kind, {**common, **said}, f"worker {k} after round {r}", digest_json(said["after"]))
-            envelopes[k] = enveloped(payload, self.keys, k)
+            envelopes[k] = enveloped(record_payload(kind, {**common, **said}), self.keys, k)
         self.previous = digests = self.ledger.add(envelopes, r, kind)
         all_N = self._of_all(digests)
         line = closed(self.chain, r, [all_N[k] for k in range(self.fleet.num_workers)])

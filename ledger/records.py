@@ -17,13 +17,15 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ledger import merkle
 from ledger.keys import Keys
+from utils.digest import digest_json
 from utils.errors import UsageError
 from utils.files import parse_json
 from utils.records import MetricsLog
@@ -35,6 +37,7 @@ KINDS = {  # what is stated: an in-toto predicateType
     "round": "urn:decentralized-learning:round:v1",
     "end": "urn:decentralized-learning:end:v1",
 }
+DIGEST, SIGNATURE = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{128}")
 NO_RECORD = "0" * 64  # what the first record and the first round have before them
 
 
@@ -45,6 +48,52 @@ def payload_of(kind: str, what: Mapping[str, Any], subject: str, digest: str) ->
         "predicate": what,
     }  # fmt: skip
     return json.dumps(statement, sort_keys=True, separators=(",", ":")).encode()
+
+
+def is_digest(value: Any) -> bool:
+    """Whether it is a SHA-256, a public key or a root, in lower-case hexadecimal."""
+    return isinstance(value, str) and DIGEST.fullmatch(value) is not None
+
+
+def _is_signature(value: Any) -> bool:
+    return isinstance(value, str) and SIGNATURE.fullmatch(value) is not None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and {"row", "state"} <= value.keys() and all(map(is_digest, value.values()))
+
+
+def _is_received(value: Any) -> bool:
+    kinds = {"worker": _is_number, "weight": lambda w: type(w) in (int, float), "row": is_digest,
+             "signature": _is_signature}  # fmt: skip
+    return isinstance(value, list) and all(_has(got, kinds) for got in value)
+
+
+def _has(value: Any, kinds: Mapping[str, Callable[[Any], bool]]) -> bool:
+    """Whether it is an object that has just these entries, of these kinds."""
+    return (
+        isinstance(value, dict) and value.keys() == kinds.keys() and all(kinds[name](value[name]) for name in kinds)
+    )
+
+
+COMMON = {"run": is_digest, "round": _is_number, "worker": _is_number, "shard": is_digest, "previous": is_digest,
+          "after": _is_state}  # fmt: skip
+STATED: dict[str, dict[str, Callable[[Any], bool]]] = {  # all that a statement of each kind has, and nothing else
+    "start": {**COMMON, "data": is_digest, "environment": lambda value: isinstance(value, dict), "key": is_digest,
+              "address": lambda value: value is None or isinstance(value, str), "samples": _is_number},
+    "round": {**COMMON, "before": _is_state, "sent": is_digest, "signature": _is_signature, "received": _is_received},
+    "end": COMMON,
+}  # fmt: skip
+
+
+def record_payload(kind: str, what: Mapping[str, Any]) -> bytes:
+    """The one spelling of a record."""
+    subject = f"worker {what['worker']} after round {what['round']}"
+    return payload_of(kind, what, subject, digest_json(what["after"]))
 
 
 def sent_message(run: str, r: int, worker: int, digest: str) -> bytes:
@@ -72,7 +121,7 @@ def is_signed(envelope: Mapping[str, Any], public: str) -> bool:
         signed = Envelope.from_dict(json.loads(json.dumps(envelope)))
         [keyid] = signed.signatures
         signed.verify([SSlibKey(keyid, "ed25519", "ed25519", {"public": public})], 1)
-    except (VerificationError, ValueError, KeyError, TypeError):
+    except (VerificationError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
     return True
 
@@ -116,9 +165,8 @@ def record_of(envelope: Any, where: str) -> Record:
         statement = parse_json(payload)
         kind = next(name for name, uri in KINDS.items() if uri == statement["predicateType"])
         what = statement["predicate"]
-        record = Record(dict(envelope), digest_of(payload), kind, what)
-        if type(record.round) is int and type(record.worker) is int and min(record.round, record.worker) >= 0:
-            return record
+        if _has(what, STATED[kind]):
+            return Record(dict(envelope), digest_of(payload), kind, what)
     except (KeyError, TypeError, ValueError, StopIteration, AttributeError, binascii.Error):
         pass
     raise UsageError(f"{where} is damaged: it is no record of a ledger.")
@@ -147,10 +195,9 @@ class Ledger:
         self._closed: dict[tuple[int, str], dict[str, Any]] = {}
 
     def go_on(self) -> None:
-        """Remember what this process has written before."""
-        if self._records.path.exists():
-            for record in self._read(self._records):
-                self._known[record.round, record.worker, record.kind] = record.digest
+        """Remember what has been written before, by whatever process."""
+        for record in self.records():
+            self._known[record.round, record.worker, record.kind] = record.digest
         if self._rounds.path.exists():
             self._closed = {(line["round"], line.get("kind", "round")): line for line in self._rounds.read()}
 
@@ -182,10 +229,14 @@ class Ledger:
                 "folder."
             )
 
+    def parts(self) -> list[list[Record]]:
+        """The records of each process, as they lie there."""
+        return [list(self._read(MetricsLog(path))) for path in sorted(self.folder.glob("records-*.jsonl"))]
+
     def records(self) -> Iterator[Record]:
-        """All records of all processes, as they lie there."""
-        for path in sorted(self.folder.glob("records-*.jsonl")):
-            yield from self._read(MetricsLog(path))
+        """All of them."""
+        for part in self.parts():
+            yield from part
 
     def rounds(self) -> list[dict[str, Any]]:
         """The lines that close rounds, the first one first. Raises :class:`UsageError` where there are none."""
@@ -193,8 +244,10 @@ class Ledger:
             raise UsageError(f"{self.folder} is no ledger (there is no rounds.jsonl): give the folder of --ledger.")
         lines = self._rounds.read()
         for line in lines:
-            if not all(isinstance(line.get(name), str) for name in ("root", "chain", "kind")):
+            if line.get("kind") not in KINDS or not (is_digest(line.get("root")) and is_digest(line.get("chain"))):
                 raise UsageError(f"{self._rounds.path} is damaged: a line has no root and chain.")
+        if not lines:
+            raise UsageError(f"{self._rounds.path} closes no round yet.")
         return lines
 
     def _read(self, log: MetricsLog) -> Iterator[Record]:

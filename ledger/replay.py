@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ledger import state
+from ledger.observer import senders_of
 from ledger.store import Store
 from ledger.verify import Checked, Wrong
 from training.build import Job, build
@@ -37,11 +38,13 @@ class CannotJudge(Exception):
 
 @dataclass(frozen=True)
 class Again:
-    """A round, computed again: digests of the rows that were sent, and of states after it, by worker."""
+    """A round, computed again: digests of the rows that were sent, and of states after it, by worker; whose rows each
+    worker mixes, with what weights."""
 
     round: int
     sent: dict[int, str]
     after: dict[int, state.State]
+    senders: dict[int, list[tuple[int, float]]]
 
 
 def job_of(checked: Checked, dataset_path: str | None = None, threads: int | None = None) -> Job:
@@ -95,7 +98,7 @@ class Replay:
             now = event.done
             progress(1)
             if now in wanted:
-                yield Again(now, dict(sent), digests.after())
+                yield Again(now, dict(sent), digests.after(), senders_of(self.protocol, self.job, now - 1))
             if now >= last:
                 break
 
@@ -122,6 +125,10 @@ class Replay:
         odd = [k for k, record in records.items() if record.what["sent"] != again.sent[k]]
         if odd:
             self.judge(again, odd)
+        for k, record in records.items():
+            told = [(got["worker"], got["weight"]) for got in record.what["received"]]
+            if told != [(j, weight) for j, weight in again.senders.get(k, []) if j != k]:
+                raise Wrong(f"round {again.round}: worker {k} names other senders or weights than its neighbours", k)
         odd = [k for k, record in records.items() if record.what["after"] != again.after[k]]
         if odd:
             if len(odd) == len(records) > 1:

@@ -79,6 +79,9 @@ def replayed(ledger: Path, rounds: list[int] | None = None) -> int:
         ("--protocol", "chained"),
         ("--protocol", "local", "--ledger_every", "3"),
         ("--optimizer", "adam", "--ledger_every", "2", "--engine", "vmap"),
+        ("--patience", "1", "--ledger_every", "7", "--lr", "1", "--epochs", "8"),
+        ("--protocol", "fedavg", "--fraction_fit", "0.5", "--server_momentum", "0.5", "--local_epochs", "1"),
+        ("--num_workers", "1", "--protocol", "local"),
         pytest.param(("--model", "shufflenet", "--max_rounds", "2"), marks=pytest.mark.slow),
         (
             "--mode",
@@ -97,7 +100,7 @@ def test_every_round_of_an_honest_run_comes_to_the_same_bits(tmp_path, flags):
     ledger = signed_run(tmp_path, *flags)
     checked = verify(ledger)
     assert checked.ended
-    assert replayed(ledger) == 4 * (len(checked.rounds) - 2)  # all but the start and the end
+    assert replayed(ledger) == checked.workers * (len(checked.rounds) - 2)  # all but the start and the end
 
 
 def test_a_run_with_a_ledger_is_the_run_without_one(tmp_path):
@@ -439,6 +442,62 @@ def test_a_state_that_does_not_follow_from_the_round_before(copied, honest):
     before = {**checked.records[3][2].what["after"], "row": "ab" * 32}
     resigned(copied, keys, {(4, 2): {"before": before}})
     assert wrong(copied, "round 4: worker 2 began with another state").worker == 2
+
+
+def test_other_senders_than_the_neighbours(copied, honest):
+    keys, checked = read_keys(honest.parent / "keys", range(4)), verify(copied)
+    resigned(copied, keys, {(4, 2): {"received": checked.records[4][2].what["received"][:1]}})
+    verify(copied)
+    with pytest.raises(Wrong, match="round 4: worker 2 names other senders or weights") as found:
+        replayed(copied, [4])
+    assert found.value.worker == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"shard": "ab" * 32}, "round 4: worker 2 committed to other samples at the start"),
+        ({"received": []}, None),
+        ({"more": 1}, "no record of a ledger"),
+        ({"sent": "xy" * 32}, "no record of a ledger"),
+        ({"before": {"row": "ab" * 32}}, "no record of a ledger"),
+        ({"received": [{"worker": 9, "weight": 0.5, "row": "ab" * 32, "signature": "ab" * 64}]}, "which there is not"),
+        ({"received": [{"worker": 1, "weight": "half", "row": "ab" * 32, "signature": "ab" * 64}]}, "no record of a"),
+    ],
+)
+def test_statements_say_what_they_must_and_nothing_else(copied, honest, change, said):
+    resigned(copied, read_keys(honest.parent / "keys", range(4)), {(4, 2): change})
+    if said is None:
+        assert verify(copied).ended
+        return
+    with pytest.raises((Wrong, UsageError), match=said):
+        verify(copied)
+
+
+def test_rounds_left_out_against_ledger_every(copied, honest):
+    """All signed anew, as if round 4 had never been recorded."""
+    keys = read_keys(honest.parent / "keys", range(4))
+    without = {name: [] for name in ("records-0.jsonl", "rounds.jsonl")}
+    for name in without:
+        rewrite(copied / name, lambda lines: [line for line in lines if line["round"] != 4])
+    checked = [line for line in Ledger(copied).rounds()]
+    records = {(x.round, x.worker, x.kind): x for x in Ledger(copied).records()}
+    for name in without:
+        (copied / name).unlink()
+    writer, chain, previous, after = Ledger(copied), "0" * 64, dict.fromkeys(range(4), "0" * 64), {}
+    for line in checked:
+        r, kind, envelopes = line["round"], line["kind"], {}
+        for k in range(4):
+            what = {**records[r, k, kind].what, "previous": previous[k]}
+            what |= {"before": after[k]} if "before" in what else {}
+            envelopes[k] = enveloped(payload_of(kind, what, f"worker {k} after round {r}", digest_json(what["after"])),
+                                     keys, k)  # fmt: skip
+            after[k] = what["after"]
+        previous = writer.add(envelopes, r, kind)
+        closing = closed(chain, r, list(previous.values()))
+        writer.close(closing, kind)
+        chain = closing["chain"]
+    wrong(copied, r"round 5 stands after round 3, and at least each 1-th is recorded \(--ledger_every\)")
 
 
 def test_two_heads(copied, honest):

@@ -30,7 +30,7 @@ class Observer:
         """The models have been measured: a line of metrics.jsonl."""
 
     def end(self, summary: dict[str, Any]) -> None:
-        """The run is finished: its summary.json."""
+        """The run is finished: what its summary.json will say."""
 
     def close(self) -> None:
         """Let go of files and screens."""

@@ -88,10 +88,7 @@ class Trainer:
             begun.enter_context(distributed.needing(self.fleet.others))
             distributed.barrier()
             self.run()
-            summary = self.finish()
-            for observer in self.observers:
-                observer.end(summary)
-            return summary
+            return self.finish()
 
     def start(self) -> None:
         """Write what is known before training, and go to the last checkpoint."""
@@ -282,6 +279,8 @@ class Trainer:
             "bytes": self._bytes(),
             **job.decisions,
         }
+        for observer in self.observers:
+            observer.end(summary)  # before there is a summary.json: a run that has one is not gone on with
         return save_result(job, self.fleet, self.model(), self.run_dir, summary)
 
 
