@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-for package in ("securesystemslib", "multiformats", "web3", "vyper", "eth_tester"):
-    pytest.importorskip(package, reason="pip install -r requirements-ledger.txt")
+# Not by importing them, which would raise the recursion limit of this process.
+if not all(map(find_spec, ("securesystemslib", "multiformats", "web3", "vyper", "eth_tester", "eth"))):
+    pytest.skip("pip install -r requirements-ledger.txt", allow_module_level=True)
 
 from command import prune, refused  # noqa: E402
 
@@ -40,6 +43,18 @@ def run(whole, tmp_path):
 
 def change(path: Path, **changes) -> None:
     write_json(path, json.loads(path.read_text()) | changes)
+
+
+def test_a_chain_in_this_process_leaves_the_recursion_limit_as_it_is():
+    """Where it is raised, JSON that is nested 100,000 deep ends the process instead of being refused."""
+    from ledger.chain import Chain
+    from utils.files import parse_json
+
+    limit = sys.getrecursionlimit()
+    Chain.embedded(1)
+    assert sys.getrecursionlimit() == limit
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json("[" * 100_000 + "]" * 100_000)
 
 
 def test_values_are_scores_summed_by_worker(run, whole):
