@@ -23,7 +23,7 @@ PARTS = ("abi", "bytecode")
 @contextlib.contextmanager
 def same_recursion_limit() -> Iterator[None]:
     """Vyper, web3 and py-evm raise Python's recursion limit when they are imported, to 100,000: then JSON that is
-    nested too deeply ends the process instead of being refused. Within the block they may, and after it all is as before."""
+    nested too deeply ends the process instead of being refused. In the block they may; then all is as before."""
     limit = sys.getrecursionlimit()
     try:
         yield
