@@ -104,7 +104,8 @@ def of_scores(
     condition(entry is not None, f"there is no audit of {method} on this run ({ask})")
     if entry is None:
         return values_N, {"method": method, "audit": None}
-    same = record.get("run") == run and entry.get("scores") == digest_tensors({"scores": found["scores"]})
+    whole = digest_tensors({name: found[name] for name in ("scores", "sample_id", "worker")})
+    same = record.get("run") == run and entry.get("scores") == whole
     condition(same, f"{path} is not the audit of these scores of this run ({ask})")
     low, high = entry["interval"]
     sure = None not in (entry["lds"], low, high)

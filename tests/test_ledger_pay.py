@@ -107,6 +107,15 @@ def test_scores_that_were_changed_after_the_audit(run):
     not_paid(run, "is not the audit of these scores of this run")
 
 
+def test_scores_that_were_given_to_another_worker(run):
+    path = run / "influence" / "cascade.zarr"
+    kept = read_scores(path)
+    mine = kept["worker"] * 0 + 3
+    write_scores(path, {"scores": kept["scores"], "sample_id": kept["sample_id"], "worker": mine}, kept["settings"])
+    with pytest.raises(NotAudited, match="is not the audit of these scores"):
+        audited(run, "cascade")
+
+
 def test_a_run_without_a_ledger(run):
     record = json.loads((run / "stage1" / "config.json").read_text())
     record["config"]["ledger"] = None
