@@ -5,8 +5,8 @@
     python -m ledger verify audit/run1                                signatures, chains, roots
     python -m ledger verify audit/run1 --replay sample:5              and five rounds computed again, to the bit
     python -m ledger verify audit/run1 --anchor anchors.txt           and that nothing was cut off
-    python -m ledger anchor audit/run1                                chain hashes, to be put where nobody can change
-    them python -m ledger dispute audit/run1 theirs/run1                   where two ledgers part, and who is convicted
+    python -m ledger anchor audit/run1                                chain hashes, to put where nobody can change them
+    python -m ledger dispute audit/run1 theirs/run1                   where two ledgers part, and who is convicted
     python -m ledger open audit/run1 --worker 3 --round 7 --keys audit/run1-keys --out opening.json
     python -m ledger judge audit/run1 opening.json                    an accused worker shows one round, and is judged
     python -m ledger pay results/run1 --method cascade --budget 1000000
@@ -36,12 +36,12 @@ WRONG = 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and do. Returns the exit code."""
-    from utils.errors import UsageError, refusal
+    from utils.errors import LEDGER, UsageError, check_installed, refusal
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         arguments = _parser().parse_args(argv)
-        _check_packages()
+        check_installed(LEDGER, "requirements-ledger.txt", "the ledger")
         ready()
         return arguments.do(arguments)
     except (UsageError, OSError) as error:
@@ -49,17 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return STOPPED
-
-
-def _check_packages() -> None:
-    from utils.errors import UsageError
-
-    try:
-        import cryptography  # noqa: F401
-        import multiformats  # noqa: F401
-        import securesystemslib  # noqa: F401
-    except ImportError as error:
-        raise UsageError(f"the ledger needs '{error.name}': pip install -r requirements-ledger.txt.") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,10 +169,11 @@ def anchors(arguments: argparse.Namespace) -> int:
 def show(arguments: argparse.Namespace) -> int:
     """``open``"""
     from ledger.keys import read_keys
-    from ledger.opening import open_round, write_opening
+    from ledger.opening import open_round
     from ledger.replay import job_of
     from ledger.verify import Wrong, verify
     from utils.errors import UsageError
+    from utils.records import write_json
 
     try:
         checked = verify(Path(arguments.ledger))
@@ -196,7 +186,7 @@ def show(arguments: argparse.Namespace) -> int:
     keys = read_keys(Path(arguments.keys), [k], os.environ.get("LEDGER_PASSPHRASE"))
     job = job_of(checked, arguments.dataset_path)
     opening = open_round(checked, job, k, arguments.round, keys)
-    write_opening(Path(arguments.out), opening)
+    write_json(arguments.out, opening)
     print(
         f"{len(opening['samples'])} samples of worker {k} in round {arguments.round}, and their proofs: {arguments.out}"
     )

@@ -9,7 +9,6 @@ Legend: N workers.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -131,8 +130,3 @@ def table(record: dict[str, Any]) -> str:
     total = sum(row["amount"] for row in record["workers"])
     lines.append(f"{'sum':>6s}  {'':12s}  {total:22,}")
     return "\n".join(lines)
-
-
-def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -229,6 +229,15 @@ class WrongMixing(observer.LedgerObserver):
         super().round(event)
 
 
+class Between(observer.LedgerObserver):
+    """Worker 2 cheats in round 5, which is not recorded."""
+
+    def _sent(self) -> None:
+        if self.done + 1 == 5 or self.done == 4:
+            self.fleet.rows_RD[2, :10] += 0.5
+        super()._sent()
+
+
 def dishonest(monkeypatch, kind: type, how: str = "") -> None:
     monkeypatch.setattr(kind, "how", how, raising=False)
     monkeypatch.setitem(utils.registry.OBSERVERS, "ledger", f"{__name__}:{kind.__name__}")
@@ -605,6 +614,27 @@ def test_a_machine_that_does_not_come_to_the_bits_convicts_nobody(tmp_path, monk
     other = verify(theirs)
     assert judge(checked, other, job).verdict == "cannot judge"
     assert judge(checked, other, job_of(checked)).workers == {1: 1}
+
+
+SOME_TRAIN = [("--protocol", "chained"), ("--protocol", "fedavg", "--fraction_fit", "0.5")]
+
+
+@pytest.mark.parametrize("flags", SOME_TRAIN, ids=" ".join)
+def test_rows_that_nobody_changed_are_no_evidence(tmp_path, monkeypatch, flags):
+    """On a machine of other bits those who did not train agree all the same."""
+    checked = verify(signed_run(tmp_path, *flags))
+    job = job_of(checked)
+    original = job.engine.outputs
+    monkeypatch.setattr(job.engine, "outputs", lambda *a, **k: original(*a, **k) * (1 + 1e-6))
+    with pytest.raises(CannotJudge):
+        Replay(checked, job).check([2])
+
+
+def test_a_cheat_between_two_records_blames_nobody_else(tmp_path, monkeypatch):
+    dishonest(monkeypatch, Between)
+    with pytest.raises(Wrong, match="who began it nobody can tell") as found:
+        replayed(signed_run(tmp_path, "--ledger_every", "2"))
+    assert found.value.worker is None
 
 
 def test_two_equal_ledgers_and_ledgers_of_two_runs(tmp_path, honest, capsys):
