@@ -196,7 +196,7 @@ def show(arguments: argparse.Namespace) -> int:
 def decide(arguments: argparse.Namespace) -> int:
     """``judge``"""
     from ledger.opening import judge_opening, read_opening
-    from ledger.replay import job_of
+    from ledger.replay import CannotJudge, job_of
     from ledger.verify import Wrong, verify
 
     if arguments.deadline_passed and not Path(arguments.opening).exists():
@@ -206,7 +206,7 @@ def decide(arguments: argparse.Namespace) -> int:
     try:
         checked = verify(Path(arguments.ledger))
         print(judge_opening(checked, job_of(checked, arguments.dataset_path), opening))
-    except Wrong as error:
+    except (CannotJudge, Wrong) as error:
         print(error)
         return WRONG
     return 0

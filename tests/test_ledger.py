@@ -27,7 +27,7 @@ from ledger import merkle, observer  # noqa: E402
 from ledger.__main__ import main as ledger_main  # noqa: E402
 from ledger.dispute import first_difference, judge, most_comparisons  # noqa: E402
 from ledger.keys import make_keys, read_keys  # noqa: E402
-from ledger.opening import judge_opening, open_round  # noqa: E402
+from ledger.opening import _message, judge_opening, open_round  # noqa: E402
 from ledger.records import Ledger, closed, enveloped, payload_of, sent_message  # noqa: E402
 from ledger.replay import CannotJudge, Replay, job_of, shards_fit  # noqa: E402
 from ledger.store import Store, cid, tensor_of  # noqa: E402
@@ -660,16 +660,46 @@ def test_an_opening_clears_an_honest_worker_without_any_other_sample(copied, hon
     checked, keys = verify(copied), read_keys(honest.parent / "keys", [1])
     job = job_of(checked)
     opening = open_round(checked, job, 1, 5, keys)
-    assert len(opening["samples"]) == 16 < opening["count"]
-    blind = job_of(checked)  # the judge has none of the training samples
-    for shard in blind.shards:
-        blind.dataset.inputs_n[shard] = 0
+    assert len(opening["samples"]) == 16 < len(job.shards[1])
+    blind = job_of(checked)  # the judge has none of the worker's samples
+    blind.dataset.inputs_n[blind.shards[1]] = 0
     assert judge_opening(checked, blind, opening).endswith("cleared")
+
+    def signed(samples):
+        changed = {**opening, "samples": samples}
+        return {**changed, "signature": keys.sign(1, _message(checked.records[5][1].what["run"], changed)).hex()}
+
     with pytest.raises(Wrong, match="does not open sample"):
-        judge_opening(checked, blind, {**opening, "samples": opening["samples"][1:]})
+        judge_opening(checked, blind, signed(opening["samples"][1:]))
     other = dict(opening["samples"][0], input=opening["samples"][1]["input"])
     with pytest.raises(Wrong, match="is not the one that it committed to"):
-        judge_opening(checked, blind, {**opening, "samples": [other, *opening["samples"][1:]]})
+        judge_opening(checked, blind, signed([other, *opening["samples"][1:]]))
+    with pytest.raises(UsageError, match="did not sign this opening"):  # by somebody who wants it convicted
+        judge_opening(checked, blind, {**opening, "samples": []})
+
+
+def test_an_opening_of_the_first_round_follows_the_protocol(tmp_path):
+    ledger = signed_run(tmp_path, "--protocol", "fedavg", "--init", "per_worker")
+    checked, job = verify(ledger), job_of(verify(ledger))
+    opening = open_round(checked, job, 1, 1, read_keys(tmp_path / "keys", [1]))
+    assert judge_opening(checked, job, opening).endswith("cleared")
+
+
+def test_keys_of_another_ledger_open_nothing(copied, tmp_path):
+    make_keys(tmp_path / "other", 4)
+    checked = verify(copied)
+    with pytest.raises(UsageError, match="not the keys of the ledger"):
+        open_round(checked, job_of(checked), 1, 5, read_keys(tmp_path / "other", [1]))
+
+
+def test_an_opening_on_other_bits_convicts_nobody(copied, honest, monkeypatch):
+    checked = verify(copied)
+    opening = open_round(checked, job_of(checked), 1, 5, read_keys(honest.parent / "keys", [1]))
+    job = job_of(checked)
+    original = job.engine.outputs
+    monkeypatch.setattr(job.engine, "outputs", lambda *a, **k: original(*a, **k) * (1 + 1e-6))
+    with pytest.raises(CannotJudge):
+        judge_opening(checked, job, opening)
 
 
 def test_silence_convicts_once_the_time_has_passed(honest, tmp_path, capsys):
