@@ -281,6 +281,16 @@ def test_committing_to_other_samples_than_ones_shard_is_convicted(tmp_path, monk
     assert found.value.worker == 2
 
 
+def test_opened_keys_show_what_samples_were_committed_to(honest, tmp_path, monkeypatch, capsys):
+    assert ledger_main(["verify", str(honest), "--private", str(honest.parent / "keys")]) == 0
+    assert "committed to the samples of its shard" in capsys.readouterr().out
+    with monkeypatch.context() as patched:
+        dishonest(patched, OtherRoot)
+        ledger = signed_run(tmp_path)
+    assert ledger_main(["verify", str(ledger), "--private", str(tmp_path / "keys")]) == 1
+    assert "worker 2 committed to other samples than its shard" in capsys.readouterr().out
+
+
 def test_mixing_something_else_than_what_was_received_is_convicted(tmp_path, monkeypatch):
     dishonest(monkeypatch, WrongMixing)
     with pytest.raises(Wrong, match="round 5: worker 2's state after the round") as found:

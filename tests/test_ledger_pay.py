@@ -144,6 +144,16 @@ def test_the_ledger_of_another_run(run, whole, tmp_path):
     not_paid(run, "is the ledger of another run", ledger=other / "ledger")
 
 
+def test_a_ledger_of_other_keys_than_those_that_are_known(run):
+    not_paid(run, "its ledger does not hold: the key of worker 0 is not", keys=["ab" * 32] * 4)
+
+
+def test_a_damaged_audit(run):
+    change(run / "audit.json", methods={"cascade": [1]})
+    with pytest.raises(UsageError, match="audit.json is damaged"):
+        audited(run, "cascade", force=True)
+
+
 def test_scores_of_another_run_are_never_paid(run):
     path = run / "influence" / "cascade.zarr"
     kept = read_scores(path)
