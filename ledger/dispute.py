@@ -1,8 +1,8 @@
 """Two parties that do not agree on a run: where their ledgers part, and who is convicted.
 
 Rounds are chained, so two ledgers that agree on a round agree on all before it: the first round that differs is found
-by bisection, with log2 T comparisons of one hash each, and only that round is computed again. Before that a round on
-which both agree is: it tells whether this machine comes to the run's bits at all. Where it does not, the verdict is
+by bisection, with log2 T comparisons of one hash each, and computed again from the last state before it. Before that a
+round on which both agree is: it tells whether this machine comes to the run's bits at all. Where it does not, the verdict is
 'cannot judge', and never 'convicted'.
 """
 
