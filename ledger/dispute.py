@@ -2,8 +2,8 @@
 
 Rounds are chained, so two ledgers that agree on a round agree on all before it: the first round that differs is found
 by bisection, with log2 T comparisons of one hash each, and computed again from the last state before it. Before that a
-round on which both agree is: it tells whether this machine comes to the run's bits at all. Where it does not, the verdict is
-'cannot judge', and never 'convicted'.
+round on which both agree is: it tells whether this machine comes to the run's bits at all. Where it does not, the
+verdict is 'cannot judge', and never 'convicted'.
 """
 
 from __future__ import annotations
