@@ -47,7 +47,8 @@ def open_round(checked: Checked, job: Job, worker: int, r: int, keys: Keys) -> O
     for event in replay.protocol.run(fleet, job, start) if start < before else ():
         if event.done == before:
             break
-    state.StateDigests(fleet).keep(replay.store)
+    digests = state.StateDigests(fleet)
+    digests.keep(replay.store, digests.after())
     salt = keys.salt(worker)
     entries = shard_entries(job, worker, salt)
     tree, ids = merkle.levels(entries), sorted(job.shards[worker].tolist())

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
-LEDGER = ("cryptography", "multiformats", "securesystemslib")  # what signing and checking records needs
+LEDGER = ("cryptography", "securesystemslib")  # what signing and checking records needs
 
 
 class UsageError(ValueError):
