@@ -5,8 +5,8 @@
     python -m ledger verify audit/run1                                signatures, chains, roots
     python -m ledger verify audit/run1 --replay sample:5              and five rounds computed again, to the bit
     python -m ledger verify audit/run1 --anchor anchors.txt           and that nothing was cut off
-    python -m ledger anchor audit/run1                                chain hashes, to be put where nobody can change
-    them python -m ledger dispute audit/run1 theirs/run1                   where two ledgers part, and who is convicted
+    python -m ledger anchor audit/run1                                chain hashes, to put where nobody can change them
+    python -m ledger dispute audit/run1 theirs/run1                   where two ledgers part, and who is convicted
     python -m ledger open audit/run1 --worker 3 --round 7 --keys audit/run1-keys --out opening.json
     python -m ledger judge audit/run1 opening.json                    an accused worker shows one round, and is judged
     python -m ledger pay results/run1 --method cascade --budget 1000000
@@ -36,12 +36,12 @@ WRONG = 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and do. Returns the exit code."""
-    from utils.errors import UsageError, refusal
+    from utils.errors import LEDGER, UsageError, check_installed, refusal
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         arguments = _parser().parse_args(argv)
-        _check_packages()
+        check_installed(LEDGER, "requirements-ledger.txt", "the ledger")
         ready()
         return arguments.do(arguments)
     except (UsageError, OSError) as error:
@@ -49,17 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return STOPPED
-
-
-def _check_packages() -> None:
-    from utils.errors import UsageError
-
-    try:
-        import cryptography  # noqa: F401
-        import multiformats  # noqa: F401
-        import securesystemslib  # noqa: F401
-    except ImportError as error:
-        raise UsageError(f"the ledger needs '{error.name}': pip install -r requirements-ledger.txt.") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--replay", metavar="WHAT", help="compute rounds again: all, sample:K or one round's number")
     check.add_argument("--anchor", metavar="FILE", help="chain hashes that were put elsewhere while the run went")
     check.add_argument("--keys", metavar="FILE", help="keys.json with the public keys as you know them")
+    check.add_argument("--private", metavar="FOLDER", help="private keys of all workers, to check what samples they "
+                       "committed to")  # fmt: skip
     anchor = command("anchor", anchors, "print the chain hash of every round")
     anchor.add_argument("ledger", metavar="LEDGER", help="folder of --ledger")
     opened = command("open", show, "what a worker shows of one round, for somebody who does not have its data")
@@ -105,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     paid.add_argument("--max_l1", type=float, default=0.2, metavar="X", help="ddval: its error must be below it [0.2]")
     paid.add_argument("--force", action="store_true", help="pay whatever the audit says")
     paid.add_argument("--ledger", metavar="LEDGER", help="the run's ledger (default: as the run says)")
+    paid.add_argument("--keys", metavar="FILE", help="keys.json with the workers' public keys as you know them")
     paid.add_argument("--rpc", metavar="URL", help="an Ethereum node (default: a chain in this process, which shows "
                       "what would be paid); private keys of accounts are read from LEDGER_ACCOUNTS")  # fmt: skip
     paid.add_argument("--rewards", metavar="0x...", help="its contract (default: deploy a new one)")
@@ -138,7 +130,8 @@ def make(arguments: argparse.Namespace) -> int:
 
 def check_ledger(arguments: argparse.Namespace) -> int:
     """``verify``"""
-    from ledger.keys import read_public
+    from ledger.keys import read_keys, read_public
+    from ledger.replay import CannotJudge, Replay, chosen, job_of, shards_fit
     from ledger.verify import Wrong, read_anchors, verify
     from utils.progress import bar
 
@@ -148,11 +141,15 @@ def check_ledger(arguments: argparse.Namespace) -> int:
     try:
         checked = verify(folder, known, anchors)
         said = [f"{len(checked.rounds)} rounds of {checked.workers} workers: signatures, chains and roots are right"]
+        job = job_of(checked, arguments.dataset_path) if arguments.replay or arguments.private else None
+        if arguments.private:
+            N = range(checked.workers)
+            keys = read_keys(Path(arguments.private), N, os.environ.get("LEDGER_PASSPHRASE"))
+            shards_fit(checked, job, {k: keys.salt(k) for k in N})
+            said.append("every worker committed to the samples of its shard")
         if arguments.replay:
-            from ledger.replay import CannotJudge, Replay, chosen, job_of
-
             rounds = chosen(arguments.replay, checked)
-            replay = Replay(checked, job_of(checked, arguments.dataset_path))
+            replay = Replay(checked, job)
             with bar(len(rounds), "replay", "round", arguments.quiet) as ticks:
                 try:
                     compared = replay.check(rounds, ticks.update)
@@ -180,10 +177,11 @@ def anchors(arguments: argparse.Namespace) -> int:
 def show(arguments: argparse.Namespace) -> int:
     """``open``"""
     from ledger.keys import read_keys
-    from ledger.opening import open_round, write_opening
+    from ledger.opening import open_round
     from ledger.replay import job_of
     from ledger.verify import Wrong, verify
     from utils.errors import UsageError
+    from utils.records import write_json
 
     try:
         checked = verify(Path(arguments.ledger))
@@ -196,7 +194,7 @@ def show(arguments: argparse.Namespace) -> int:
     keys = read_keys(Path(arguments.keys), [k], os.environ.get("LEDGER_PASSPHRASE"))
     job = job_of(checked, arguments.dataset_path)
     opening = open_round(checked, job, k, arguments.round, keys)
-    write_opening(Path(arguments.out), opening)
+    write_json(arguments.out, opening)
     print(
         f"{len(opening['samples'])} samples of worker {k} in round {arguments.round}, and their proofs: {arguments.out}"
     )
@@ -206,7 +204,7 @@ def show(arguments: argparse.Namespace) -> int:
 def decide(arguments: argparse.Namespace) -> int:
     """``judge``"""
     from ledger.opening import judge_opening, read_opening
-    from ledger.replay import job_of
+    from ledger.replay import CannotJudge, job_of
     from ledger.verify import Wrong, verify
 
     if arguments.deadline_passed and not Path(arguments.opening).exists():
@@ -216,7 +214,7 @@ def decide(arguments: argparse.Namespace) -> int:
     try:
         checked = verify(Path(arguments.ledger))
         print(judge_opening(checked, job_of(checked, arguments.dataset_path), opening))
-    except Wrong as error:
+    except (CannotJudge, Wrong) as error:
         print(error)
         return WRONG
     return 0
@@ -227,6 +225,7 @@ def pay_run(arguments: argparse.Namespace) -> int:
     from ledger import paying
     from ledger.amounts import MAX_BUDGET
     from ledger.audited import METHODS, audited
+    from ledger.keys import read_public
     from utils.errors import UsageError, unknown_name
     from visualization.ledger import plot_payout
 
@@ -236,7 +235,9 @@ def pay_run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--budget {arguments.budget}: it must be from 1 to {MAX_BUDGET}.")
     folder = Path(arguments.run)
     bounds = {"min_lds": arguments.min_lds, "max_l1": arguments.max_l1, "force": arguments.force}
-    found = audited(folder, arguments.method, **bounds, ledger=arguments.ledger and Path(arguments.ledger))
+    known = read_public(Path(arguments.keys))[0] if arguments.keys else None
+    ledger = arguments.ledger and Path(arguments.ledger)
+    found = audited(folder, arguments.method, **bounds, ledger=ledger, keys=known)
     for doubt in found.doubts:
         print(f"forced, though {doubt}", file=sys.stderr)
     where = {"rpc": arguments.rpc, "rewards": arguments.rewards, "accounts": arguments.addresses}

@@ -46,7 +46,7 @@ class Audited:
 
 def audited(
     folder: Path, method: str, *, min_lds: float = 0.3, max_l1: float = 0.2, force: bool = False,
-    ledger: Path | None = None,
+    ledger: Path | None = None, keys: list[str] | None = None,
 ) -> Audited:
     """The values of a run in ``folder`` (results/NAME). Raises :class:`NotAudited` where one of the conditions does
     not hold; with ``force`` those that do not are told in ``doubts``. Raises :class:`UsageError` where there
@@ -61,7 +61,7 @@ def audited(
             doubts.append(otherwise)
 
     where = ledger or (Path(stage1["config"]["ledger"]) if stage1["config"].get("ledger") else None)
-    checked, why = held(where, stage1)
+    checked, why = held(where, stage1, keys)
     condition(checked is not None, why)
     run = stage1["identity"]["digest"]
     values_N, evidence = (of_scores if method in SCORES else of_valuation)(
@@ -74,12 +74,12 @@ def audited(
     return Audited(values_N, checked.records[0][0].what["run"] if checked else run, addresses, evidence, doubts)
 
 
-def held(ledger: Path | None, stage1: dict[str, Any]) -> tuple[Checked | None, str]:
+def held(ledger: Path | None, stage1: dict[str, Any], keys: list[str] | None) -> tuple[Checked | None, str]:
     """The run's ledger, where it holds; else why not."""
     if ledger is None:
         return None, "the run has no ledger (main.py --ledger FOLDER)"
     try:
-        checked = verify(ledger)
+        checked = verify(ledger, keys)
     except (Wrong, UsageError) as error:
         return None, f"its ledger does not hold: {error}"
     if checked.config["identity"] != stage1["identity"]:
@@ -96,22 +96,27 @@ def of_scores(
     found = read_scores(folder / "influence" / f"{method}.zarr")
     if found["settings"].get("run") != run:
         raise UsageError(f"{folder / 'influence' / method}.zarr are of another run: main_pruned.py computes scores.")
-    values_N = np.bincount(found["worker"], found["scores"])
+    N = read_record(folder / "stage1" / "config.json", "config")["config"]["num_workers"]
+    values_N = np.bincount(found["worker"], found["scores"], minlength=N)
     path = folder / "audit.json"
-    record = read_json(path) if path.exists() else {}
-    entry = record.get("methods", {}).get(method)
+    record = read_json(path) if path.exists() else {"methods": {}}
+    try:
+        entry = record["methods"].get(method)
+        (low, high), lds = (entry["interval"], entry["lds"]) if entry else ((None, None), None)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path} is damaged: main_pruned.py --audit writes it anew.") from error
     ask = f"main_pruned.py --audit --methods {method}"
     condition(entry is not None, f"there is no audit of {method} on this run ({ask})")
     if entry is None:
         return values_N, {"method": method, "audit": None}
-    same = record.get("run") == run and entry.get("scores") == digest_tensors({"scores": found["scores"]})
+    whole = digest_tensors({name: found[name] for name in ("scores", "sample_id", "worker")})
+    same = record.get("run") == run and entry.get("scores") == whole
     condition(same, f"{path} is not the audit of these scores of this run ({ask})")
-    low, high = entry["interval"]
-    sure = None not in (entry["lds"], low, high)
-    said = f"{entry['lds']:.3f} [{low:.3f}, {high:.3f}]" if sure else "that is not defined"
+    sure = None not in (lds, low, high)
+    said = f"{lds:.3f} [{low:.3f}, {high:.3f}]" if sure else "that is not defined"
     condition(sure and low > min_lds, f"the audit of {method} gives an LDS of {said}, and its lower end must be above "
               f"{min_lds:g} (--min_lds)")  # fmt: skip
-    return values_N, {"method": method, "lds": entry["lds"], "interval": [low, high], "groups": record["groups"]}
+    return values_N, {"method": method, "lds": lds, "interval": [low, high], "groups": record["groups"]}
 
 
 def of_valuation(

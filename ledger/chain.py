@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledger.compiler import CONTRACTS, INSTALL, compiled
+from ledger.compiler import CONTRACTS, INSTALL, compiled, same_recursion_limit
 from utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Chain:
         self.chain_id = web3.eth.chain_id
 
     @classmethod
+    @same_recursion_limit()
     def embedded(cls, accounts: int = 24) -> Chain:
         """A new chain in this process, with that many rich accounts. Raises UsageError where a package is missing."""
         try:
@@ -74,6 +75,7 @@ class Chain:
         return cls(Web3(EthereumTesterProvider(EthereumTester(backend))), gas=EMBEDDED_GAS)
 
     @classmethod
+    @same_recursion_limit()
     def connect(cls, url: str, keys: Sequence[str] = ()) -> Chain:
         """The chain of the node at ``url`` (http, https); ``keys``: private keys, in hexadecimal, to sign with here.
 

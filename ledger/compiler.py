@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,17 @@ INSTALL = "'make ledger' installs it, or 'pip install -r requirements-ledger.txt
 PARTS = ("abi", "bytecode")
 
 
+@contextlib.contextmanager
+def same_recursion_limit() -> Iterator[None]:
+    """Vyper, web3 and py-evm raise Python's recursion limit when they are imported, to 100,000: then JSON that is
+    nested too deeply ends the process instead of being refused. In the block they may; then all is as before."""
+    limit = sys.getrecursionlimit()
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 @functools.cache
 def compiled(name: str, folder: Path = CONTRACTS) -> dict[str, Any]:
     """``abi`` and ``bytecode`` of the contract ``folder/NAME.vy``.
@@ -24,6 +38,11 @@ def compiled(name: str, folder: Path = CONTRACTS) -> dict[str, Any]:
     That of Rewards takes the compiler seconds, so what came out is kept in the house's cache, under a digest of the
     folder's sources and the compiler's version. Raises UsageError where there is no compiler.
     """
+    with same_recursion_limit():
+        return _compiled(name, folder)
+
+
+def _compiled(name: str, folder: Path) -> dict[str, Any]:
     try:
         import vyper
         from vyper.cli.vyper_compile import compile_files

@@ -6,6 +6,8 @@ against real retraining, pays by them on a chain in this process, and everybody 
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from training.audit import audit, report
 from training.pruning import open_stage1, run_stage1
 from training.run import own_folder
 from utils.pruning_args import PruningConfig
+from visualization.ledger import plot_payout
 
 FLIPPED = {6: 0.3, 7: 0.6}  # worker: share of its labels that are wrong
 BUDGET = 1_000_000
@@ -34,11 +37,6 @@ def config_of(results_dir: str, overwrite: bool, quiet: bool) -> PruningConfig:
 
 def demo(results_dir: str, overwrite: bool, quiet: bool) -> dict[str, Any]:
     """All of it; what payout.json holds."""
-    import dataclasses
-    import shutil
-
-    from visualization.ledger import plot_payout
-
     config = config_of(results_dir, overwrite, quiet)
     folder = Path(results_dir, config.run_name)
     with own_folder(folder):
@@ -58,5 +56,3 @@ def demo(results_dir: str, overwrite: bool, quiet: bool) -> dict[str, Any]:
         told = ", ".join(f"worker {k}: {share:.0%}" for k, share in shares.items())
         print(f"wrong labels: {told}; {plot_payout(folder, config.worker_flips)}")
     return record
-
-

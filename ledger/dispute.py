@@ -1,9 +1,9 @@
 """Two parties that do not agree on a run: where their ledgers part, and who is convicted.
 
 Rounds are chained, so two ledgers that agree on a round agree on all before it: the first round that differs is found
-by bisection, with log2 T comparisons of one hash each, and only that round is computed again. Before that a round on
-which both agree is: it tells whether this machine comes to the run's bits at all. Where it does not, the verdict is
-'cannot judge', and never 'convicted'.
+by bisection, with log2 T comparisons of one hash each, and computed again from the last state before it. Before that a
+round on which both agree is: it tells whether this machine comes to the run's bits at all. Where it does not, the
+verdict is 'cannot judge', and never 'convicted'.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ledger.replay import CannotJudge, Replay
-from ledger.verify import Checked, two_heads
+from ledger.verify import Checked, Wrong, two_heads
 from training.build import Job
 from utils.errors import UsageError
 
@@ -65,7 +65,15 @@ def judge(mine: Checked, theirs: Checked, job: Job) -> Judgement:
     if not calibrated(replay, r):
         return Judgement("cannot judge", r, comparisons, {}, "this machine does not come to the bits of the rounds on "
                          "which both agree")  # fmt: skip
-    [again] = [one for one in replay.rounds(max(states), r) if one.round == r]
+    for again in replay.rounds(max(states), r):
+        if again.round < r:
+            try:
+                replay.compare(again)
+            except Wrong as error:  # both agree on it, and it is wrong all the same
+                found = {} if error.worker is None else {error.worker: 0}
+                return Judgement("convicted", again.round, comparisons, found, str(error))
+            except CannotJudge as error:
+                return Judgement("cannot judge", again.round, comparisons, {}, str(error))
     wrong = {}
     for number, checked in enumerate((mine, theirs)):
         for k, record in checked.records[place].items():
@@ -73,6 +81,8 @@ def judge(mine: Checked, theirs: Checked, job: Job) -> Judgement:
                 wrong.setdefault(k, number)
     senders = {k: n for k, n in wrong.items() if (mine, theirs)[n].records[place][k].what["sent"] != again.sent[k]}
     wrong = senders or wrong  # who mixed a wrong row did what it should
+    if len(wrong) > 1 and r - mine.rounds[place - 1]["round"] > 1 and again.senders:
+        return Judgement("cannot judge", r, comparisons, {}, "rows mixed since the last record (--ledger_every)")
     if not wrong:
         return Judgement("cleared", r, comparisons, {}, "what both signed is what training and mixing give")
     twice = {k for at, k in two_heads(mine, theirs) if at == r}
@@ -89,11 +99,7 @@ def calibrated(replay: Replay, r: int) -> bool:
     for start in replay.states():
         following = [other for other in replay.recorded if start < other < r][:1]
         if following:
-            try:
-                for again in replay.rounds(start, following[0]):
-                    return replay.compare(again) > 0
-            except (CannotJudge, Exception):  # noqa: BLE001, whatever differs, nobody is convicted
-                return False
+            return any(map(replay.agrees, replay.rounds(start, following[0])))
     return replay.comes_to_the_same(r)
 
 

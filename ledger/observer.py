@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from scipy import sparse
@@ -22,7 +23,7 @@ from ledger import merkle
 from ledger.keys import Keys, make_keys, read_keys
 from ledger.records import NO_RECORD, Ledger, closed, enveloped, has_sent, record_payload, sent_message
 from ledger.samples import shard_entries
-from ledger.state import StateDigests, states_are_whole
+from ledger.state import State, StateDigests, states_are_whole
 from ledger.store import Store
 from training.build import Job
 from training.checkpoint import snapshot_interval
@@ -37,6 +38,7 @@ from workers import distributed
 from workers.robust import sent_rows
 
 PASSPHRASE = "LEDGER_PASSPHRASE"
+T = TypeVar("T")
 
 
 class LedgerObserver(Observer):
@@ -67,7 +69,7 @@ class LedgerObserver(Observer):
         if trainer.done == 0:
             self.previous = dict.fromkeys(self.fleet.owned, NO_RECORD)
             self.chain = NO_RECORD
-            self._keep_states(0)
+            self._keep_states(0, self.before)
             self._write("start", 0, self._start())
             return
         self._go_on(trainer.done)
@@ -155,8 +157,9 @@ class LedgerObserver(Observer):
             return
         after = self.digests.after()
         sent_N = self._of_all(self.sent)
-        signed = {k: self.keys.sign(k, sent_message(self.run, event.done, k, sent_N[k])) for k in self.fleet.owned}
-        signed_N = self._of_all({k: signature.hex() for k, signature in signed.items()})
+        signed_N = self._of_all(
+            self._each(lambda k: self.keys.sign(k, sent_message(self.run, event.done, k, sent_N[k])).hex())
+        )
         senders = senders_of(self.protocol, self.job, event.done - 1)
         self._check_others(event.done, {j for k in self.fleet.owned for j, _ in senders.get(k, [])}, sent_N, signed_N)
         what = {
@@ -171,7 +174,7 @@ class LedgerObserver(Observer):
             for k in self.fleet.owned
         }  # fmt: skip
         if event.done % self._state_every == 0 or event.done == self.last:
-            self._keep_states(event.done)
+            self._keep_states(event.done, after)
         self._write("round", event.done, what)
         self.before = after
 
@@ -192,21 +195,29 @@ class LedgerObserver(Observer):
 
     def _write(self, kind: str, r: int, what: dict[int, dict[str, Any]]) -> None:
         """Sign what each worker here states, and close the round."""
-        envelopes = {}
-        for k, said in what.items():
+
+        def signed(k: int) -> dict[str, Any]:
             common = {"run": self.run, "round": r, "worker": k, "shard": self.roots[k], "previous": self.previous[k]}
-            envelopes[k] = enveloped(record_payload(kind, {**common, **said}), self.keys, k)
-        self.previous = digests = self.ledger.add(envelopes, r, kind)
+            return enveloped(record_payload(kind, {**common, **what[k]}), self.keys, k)
+
+        self.previous = digests = self.ledger.add(self._each(signed), r, kind)
         all_N = self._of_all(digests)
         line = closed(self.chain, r, [all_N[k] for k in range(self.fleet.num_workers)])
         self.chain = line["chain"]
         if self.lead:
             self.ledger.close(line, kind)
 
-    def _keep_states(self, r: int) -> None:
+    def _each(self, function: Callable[[int], T]) -> dict[int, T]:
+        """``function(k)`` of every worker k here, in the threads that train: signing needs no lock of Python's."""
+        workers, threads = list(self.fleet.owned), self.fleet.engine.threads
+        parts = [workers[i::threads] for i in range(min(threads, len(workers)))]
+        found = self.fleet.engine.map(lambda part: {k: function(k) for k in part}, parts)
+        return {k: value for k, value in sorted(item for part in found for item in part.items())}
+
+    def _keep_states(self, r: int, after: dict[int, State]) -> None:
         """States of this instant, from which rounds can be replayed."""
         if self._whole or r == 0:
-            self.digests.keep(self.store)
+            self.digests.keep(self.store, after)
 
     def _of_all(self, hexadecimal: dict[int, str]) -> dict[int, str]:
         """What workers of all processes have, as hexadecimal digits of one length."""

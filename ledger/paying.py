@@ -9,7 +9,6 @@ Legend: N workers.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ledger.audited import Audited
 from ledger.store import Store, cid
 from utils.errors import UsageError
+from utils.files import read_bytes, replaced
 from utils.records import read_record, write_json
 
 if TYPE_CHECKING:
@@ -94,9 +94,10 @@ def secret_of(folder: Path, nonce: int) -> bytes:
     """What commitments are salted from: kept, for a payment that goes on after a kill."""
     path = folder / f".payout-secret-{nonce}"
     if not path.exists():
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(os.urandom(32))
-    return path.read_bytes()
+        with replaced(path) as temporary:
+            temporary.touch(0o600)
+            temporary.write_bytes(os.urandom(32))
+    return read_bytes(path, "the secret of commitments", limit=32)
 
 
 def record_of(paid: Paid, found: Audited, gas: dict[str, int], rpc: str | None) -> dict[str, Any]:
@@ -131,8 +132,3 @@ def table(record: dict[str, Any]) -> str:
     total = sum(row["amount"] for row in record["workers"])
     lines.append(f"{'sum':>6s}  {'':12s}  {total:22,}")
     return "\n".join(lines)
-
-
-def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -19,8 +19,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ledger import state
+import torch
+
+from ledger import merkle, state
 from ledger.observer import senders_of
+from ledger.records import Ledger, Record
+from ledger.samples import shard_entries
 from ledger.store import Store
 from ledger.verify import Checked, Wrong
 from training.build import Job, build
@@ -29,6 +33,7 @@ from training.protocols import load_protocol
 from utils.args import Config
 from utils.errors import UsageError
 from utils.progress import Progress, ignored
+from utils.random import permutations
 from utils.recorded import read_recorded, recorded_fields, recorded_files
 
 
@@ -106,22 +111,22 @@ class Replay:
         """Compute these recorded rounds again, each from the last state before it that is in the store; how many
         records were compared. Raises :class:`Wrong` of the first that differs, and :class:`CannotJudge`."""
         compared, starts, todo = 0, self.states(), sorted(rounds)
-        reproduced = False
         while todo:
             start = max(r for r in starts if r < todo[0])
             stop = min([r for r in starts if r > start], default=todo[-1])
             stop = min(max(stop, todo[0]), todo[-1])
+            last = start
             for again in self.rounds(start, stop, progress):
-                equal = self.compare(again)
-                compared, reproduced = compared + len(again.sent), reproduced or equal > 0
-                if again.round in todo:
-                    todo.remove(again.round)
+                self.compare(again)
+                compared, last = compared + len(again.sent), again.round
+            if last < todo[0]:
+                raise Wrong(f"round {todo[0]}: the run of this configuration has no such round")
+            todo = [r for r in todo if r > last]
         return compared
 
-    def compare(self, again: Again) -> int:
-        """Records of a round against the round computed again; how many agree. Raises as :meth:`check` does."""
-        at = self.recorded.index(again.round)
-        records = self.checked.records[at]
+    def compare(self, again: Again) -> None:
+        """Records of a round against the round computed again. Raises as :meth:`check` does."""
+        records = self.records(again)
         odd = [k for k, record in records.items() if record.what["sent"] != again.sent[k]]
         if odd:
             self.judge(again, odd)
@@ -131,20 +136,38 @@ class Replay:
                 raise Wrong(f"round {again.round}: worker {k} names other senders or weights than its neighbours", k)
         odd = [k for k, record in records.items() if record.what["after"] != again.after[k]]
         if odd:
-            if len(odd) == len(records) > 1:
+            mixing = {k for k, record in records.items() if record.what["received"]}
+            if mixing and mixing <= set(odd):
                 raise CannotJudge(f"round {again.round}: rows are as they were sent, but this machine comes to other "
                                   "states after mixing for everybody")  # fmt: skip
             raise Wrong(f"round {again.round}: worker {odd[0]}'s state after the round is not what mixing the rows "
                         "that it received gives: convicted", odd[0])  # fmt: skip
-        return len(records)
+
+    def records(self, again: Again) -> dict[int, Record]:
+        """What was signed of a round, by worker."""
+        return self.checked.records[self.recorded.index(again.round)]
+
+    def agrees(self, again: Again) -> bool:
+        """Whether this machine came to the bits of somebody who trained in this round: a row that nobody changed is no
+        evidence."""
+        return any(
+            record.what["sent"] == again.sent[k] != record.what["before"]["row"]
+            for k, record in self.records(again).items()
+        )
 
     def judge(self, again: Again, odd: list[int]) -> None:
         """Some sent other rows than they should have."""
-        records = self.checked.records[self.recorded.index(again.round)]
-        if len(odd) == len(records) and not self.comes_to_the_same(again.round):
+        if not self.agrees(again) and not self.comes_to_the_same(again.round):
             raise CannotJudge(
                 f"round {again.round}: this machine does not come to the bits of any worker (another processor, "
                 "library or number of threads?): cannot judge"
+            )
+        before = self.recorded[self.recorded.index(again.round) - 1]
+        if len(odd) > 1 and again.round - before > 1 and again.senders:
+            raise Wrong(
+                f"rounds {before + 1} to {again.round}: the rows of workers {', '.join(map(str, odd))} are not what "
+                "training and mixing give; who began it nobody can tell, since rows mixed between these records "
+                "(--ledger_every)"
             )
         also = f"; so did {', '.join(f'worker {k}' for k in odd[1:])}" if odd[1:] else ""
         raise Wrong(
@@ -170,27 +193,21 @@ class Replay:
         return ""
 
     def comes_to_the_same(self, r: int) -> bool:
-        """Whether this machine reproduces another round of the run: that after the first states in the store that is
-        not ``r``."""
+        """Whether this machine comes to the bits of somebody in another round of the run than ``r``: in the rounds
+        that follow states in the store, one after the other."""
         for start in self.states():
             following = [other for other in self.recorded if other > start][:1]
-            if following and following[0] != r:
-                [again] = list(self.rounds(start, following[0]))
-                records = self.checked.records[self.recorded.index(again.round)]
-                return any(record.what["sent"] == again.sent[k] for k, record in records.items())
+            if following and following[0] != r and any(map(self.agrees, self.rounds(start, following[0]))):
+                return True
         return False
 
 
 def chosen(what: str, checked: Checked, seed: int = 0) -> list[int]:
     """The rounds that --replay asks for: 'all', 'sample:K' or a round. Raises :class:`UsageError` of others."""
-    from utils.random import permutations
-
     recorded = [line["round"] for line in checked.rounds if line["kind"] == "round"]
     if what == "all":
         return recorded
     if what.startswith("sample:") and what[7:].isdecimal() and int(what[7:]) > 0:
-        import torch
-
         order = permutations(
             torch.tensor([len(recorded)]), seed, "replayed rounds", torch.zeros(1, 1, dtype=torch.int64)
         )
@@ -204,9 +221,6 @@ def chosen(what: str, checked: Checked, seed: int = 0) -> list[int]:
 def shards_fit(checked: Checked, job: Job, salts: dict[int, bytes]) -> None:
     """Raises :class:`Wrong` where a worker's committed samples are not those of its shard. ``salts``: of workers that
     have opened theirs."""
-    from ledger import merkle
-    from ledger.samples import shard_entries
-
     for k, salt in salts.items():
         top = merkle.root(shard_entries(job, k, salt)).hex()
         for line, records in zip(checked.rounds, checked.records, strict=True):
@@ -218,6 +232,4 @@ def shards_fit(checked: Checked, job: Job, salts: dict[int, bytes]) -> None:
 
 def anchors_of(folder: Path) -> list[str]:
     """'round chain-hash' of every round, to be put elsewhere."""
-    from ledger.records import Ledger
-
     return [f"{line['round']} {line['chain']}" for line in Ledger(folder).rounds()]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ledger.store import Store
 from training.build import Job
-from utils.digest import digest_tensors
+from utils.digest import digest_rows, digest_tensors
 from workers.optimizers import canonical_state, state_from_canonical
 from workers.worker_vision import Fleet
 
@@ -57,15 +57,18 @@ class StateDigests:
         at_once = max(1, min(-(-len(matrix_RX) // self.fleet.engine.threads), LARGEST_COPY // row_bytes))
 
         def digests(rows_nX: Tensor) -> list[str]:
-            return [digest_tensors({name: row_X}) for row_X in canonical(rows_nX)]
+            return digest_rows(name, canonical(rows_nX))
 
         return [digest for part in self.fleet.engine.map(digests, matrix_RX.split(at_once)) for digest in part]
 
-    def keep(self, store: Store) -> None:
-        """Put all tensors of this instant into the store."""
-        for row_1D, state_1S in zip(self.fleet.rows_RD.split(1), self.fleet.state_RS.split(1), strict=True):
-            store.put_tensor("row", self._rows(row_1D)[0])
-            store.put_tensor("state", self._states(state_1S)[0])
+    def keep(self, store: Store, after: Mapping[int, State]) -> None:
+        """Put all tensors of this instant into the store. ``after``: their digests, as :meth:`after` gives them."""
+
+        def put(worker: int, row_1D: Tensor, state_1S: Tensor) -> None:
+            store.put_tensor("row", self._rows(row_1D)[0], after[worker]["row"])
+            store.put_tensor("state", self._states(state_1S)[0], after[worker]["state"])
+
+        self.fleet.engine.map(put, self.fleet.owned, self.fleet.rows_RD.split(1), self.fleet.state_RS.split(1))
         for name, tensor in self._extra().items():
             store.put_tensor(name, tensor)
 

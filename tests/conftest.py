@@ -3,6 +3,7 @@ same examples each time, so that a change is what makes a test fail; HYPOTHESIS_
 
 import contextlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -89,3 +90,19 @@ def hostile(games):
     chain = games("new")[0].chain
     with _undone(chain):
         yield Game(chain, "Hostile")
+
+# --- small runs with a ledger (ledger_runs.py)
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    """The ledger of an honest run of ten rounds; its keys lie beside it."""
+    from ledger_runs import signed_run
+
+    return signed_run(tmp_path_factory.mktemp("honest"))
+
+
+@pytest.fixture
+def copied(honest, tmp_path):
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(honest, tmp_path / "ledger"))

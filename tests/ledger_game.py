@@ -11,12 +11,13 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("web3")
-pytest.importorskip("vyper")
+if not all(map(find_spec, ("web3", "vyper", "eth_tester", "eth"))):  # importing them raises the recursion limit
+    pytest.skip("pip install -r requirements-ledger.txt", allow_module_level=True)
 
 from ledger.chain import MNEMONIC, Chain, Refused  # noqa: E402
 from ledger.payout import STAKE, Payout, Periods, Posting, Run, commitment, run_id  # noqa: E402

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-for package in ("securesystemslib", "multiformats", "web3", "vyper", "eth_tester"):
-    pytest.importorskip(package, reason="pip install -r requirements-ledger.txt")
+# Not by importing them, which would raise the recursion limit of this process.
+if not all(map(find_spec, ("securesystemslib", "multiformats", "web3", "vyper", "eth_tester", "eth"))):
+    pytest.skip("pip install -r requirements-ledger.txt", allow_module_level=True)
 
 from command import prune, refused  # noqa: E402
 
@@ -40,6 +43,18 @@ def run(whole, tmp_path):
 
 def change(path: Path, **changes) -> None:
     write_json(path, json.loads(path.read_text()) | changes)
+
+
+def test_a_chain_in_this_process_leaves_the_recursion_limit_as_it_is():
+    """Where it is raised, JSON that is nested 100,000 deep ends the process instead of being refused."""
+    from ledger.chain import Chain
+    from utils.files import parse_json
+
+    limit = sys.getrecursionlimit()
+    Chain.embedded(1)
+    assert sys.getrecursionlimit() == limit
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json("[" * 100_000 + "]" * 100_000)
 
 
 def test_values_are_scores_summed_by_worker(run, whole):
@@ -92,6 +107,15 @@ def test_scores_that_were_changed_after_the_audit(run):
     not_paid(run, "is not the audit of these scores of this run")
 
 
+def test_scores_that_were_given_to_another_worker(run):
+    path = run / "influence" / "cascade.zarr"
+    kept = read_scores(path)
+    mine = kept["worker"] * 0 + 3
+    write_scores(path, {"scores": kept["scores"], "sample_id": kept["sample_id"], "worker": mine}, kept["settings"])
+    with pytest.raises(NotAudited, match="is not the audit of these scores"):
+        audited(run, "cascade")
+
+
 def test_a_run_without_a_ledger(run):
     record = json.loads((run / "stage1" / "config.json").read_text())
     record["config"]["ledger"] = None
@@ -118,6 +142,16 @@ def test_the_ledger_of_another_run(run, whole, tmp_path):
     other = tmp_path / "other"
     prune(other, "--stage", "1", "--ledger", other / "ledger", "--lr", "0.01")
     not_paid(run, "is the ledger of another run", ledger=other / "ledger")
+
+
+def test_a_ledger_of_other_keys_than_those_that_are_known(run):
+    not_paid(run, "its ledger does not hold: the key of worker 0 is not", keys=["ab" * 32] * 4)
+
+
+def test_a_damaged_audit(run):
+    change(run / "audit.json", methods={"cascade": [1]})
+    with pytest.raises(UsageError, match="audit.json is damaged"):
+        audited(run, "cascade", force=True)
 
 
 def test_scores_of_another_run_are_never_paid(run):

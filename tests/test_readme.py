@@ -70,5 +70,9 @@ def test_commands_on_the_digits_run(typed, tmp_path: Path):
     words += ["--results_dir", str(tmp_path), *SHORTER]
     if "--dp_noise" in words:
         pytest.importorskip("opacus")
+    if "--ledger" in words:
+        pytest.importorskip("securesystemslib")
+        pytest.importorskip("securesystemslib")
+        words += ["--ledger", str(tmp_path / "ledger")]  # the last one counts
     words += FEWER if "--audit" in words else FEWER[2:] if "--sweep" in words else ()
     assert (main_pruned if program == "main_pruned.py" else main).main(words) == 0

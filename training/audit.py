@@ -104,13 +104,15 @@ def audit(stage1: Stage1) -> dict[str, Any]:
     scores = {method: stage1.scores(method)[0] for method in config.methods}
     groups_Mg = random_groups(stage1.job.train_ids, config.audit_groups, config.audit_fraction, config.audit_seed)
     actual_M, full = actual_changes(stage1, groups_Mg)
-    methods = {}
+    methods, ids = {}, stage1.job.train_ids
     for method, scores_n in scores.items():
         predicted_M = scores_n[groups_Mg].sum(1).numpy()
         value, interval = lds(predicted_M, actual_M)
         methods[method] = {
             "lds": value, "interval": list(interval), "predicted": predicted_M.tolist(),
-            "scores": digest_tensors({"scores": scores_n[stage1.job.train_ids]}),
+            "scores": digest_tensors({
+                "scores": scores_n[ids], "sample_id": ids, "worker": stage1.run.worker_of_n.cpu()[ids],
+            }),
         }  # fmt: skip
     record = {
         "run": stage1.job.identity["digest"],

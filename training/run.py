@@ -25,7 +25,7 @@ from training.protocols import load_protocol
 from training.trainer import train
 from utils.args import Config, differences
 from utils.digest import digest_json
-from utils.errors import UsageError
+from utils.errors import LEDGER, UsageError, check_installed
 from utils.lock import locked
 from utils.progress import within
 from utils.recorded import FILES, file_digests
@@ -113,12 +113,7 @@ def check_packages(config: Config) -> None:
         except ImportError as error:
             raise UsageError("--tensorboard needs the package: pip install tensorboard.") from error
     if config.ledger:
-        try:
-            import cryptography  # noqa: F401
-            import multiformats  # noqa: F401
-            import securesystemslib  # noqa: F401
-        except ImportError as error:
-            raise UsageError("--ledger needs packages: pip install -r requirements-ledger.txt.") from error
+        check_installed(LEDGER, "requirements-ledger.txt", "--ledger")
     check_accountant(config)
 
 

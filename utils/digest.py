@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,26 @@ def digest_tensors(tensors: Mapping[str, Tensor | np.ndarray]) -> str:
     return sha.hexdigest()
 
 
+def digest_rows(name: str, matrix: Tensor) -> list[str]:
+    """``digest_tensors({name: row})`` of every row of a matrix, with little beside the hashing."""
+    if not matrix.numel():
+        return [digest_tensors({name: row}) for row in matrix]
+    start, found = hashlib.sha256(_header(name, matrix.shape[1:], matrix.dtype)), []
+    for row in matrix.contiguous().view(torch.uint8).numpy():
+        sha = start.copy()
+        sha.update(row)
+        found.append(sha.hexdigest())
+    return found
+
+
 def tensor_bytes(name: str, tensor: Tensor) -> tuple[bytes, Any]:
     """What is hashed of a tensor: its name, shape and type, and its bytes (without a copy, where it is contiguous)."""
-    header = f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode()
+    header = _header(name, tensor.shape, tensor.dtype)
     return header, tensor.contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+
+
+def _header(name: str, shape: Sequence[int], dtype: torch.dtype) -> bytes:
+    return f"{name} {tuple(shape)} {dtype};".encode()
 
 
 def digest_json(value: Any) -> str:

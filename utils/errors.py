@@ -6,15 +6,24 @@ Entry points catch :class:`UsageError`, print its single line and exit with code
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+LEDGER = ("cryptography", "securesystemslib")  # what signing and checking records needs
 
 
 class UsageError(ValueError):
     """Bad input. The message is one line: what is wrong, and what to do about it."""
+
+
+def check_installed(packages: Iterable[str], requirements: str, who: str) -> None:
+    """Raises UsageError where a package is missing that ``who`` needs, with the file that lists it."""
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"{who} needs the package '{name}': pip install -r {requirements}.")
 
 
 def refusal(error: Exception) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -95,13 +96,10 @@ class RowLayout:
     def canonical(self, matrix: Tensor) -> Tensor:
         """The matrix [..., D] or [..., P] without gaps and with every tensor in canonical order (what files hold).
         The matrix itself where it already is."""
-        entries = self.entries if matrix.shape[-1] == self.D else self.parameters
         if self._is_canonical():
             return matrix
-        result = matrix.new_empty(*matrix.shape[:-1], sum(e.numel for e in entries))
-        for entry, plain in self._canonical_places(entries):
-            plain.view(result).copy_(entry.view(matrix))
-        return result
+        places = self._places if matrix.shape[-1] == self.D else self._places[: self.num_parameters]
+        return matrix.index_select(-1, places.to(matrix.device))
 
     def from_canonical(self, matrix: Tensor) -> Tensor:
         """The inverse of :meth:`canonical`."""
@@ -112,6 +110,12 @@ class RowLayout:
         for entry, plain in self._canonical_places(self.entries if whole else self.parameters):
             entry.view(result).copy_(plain.view(matrix))
         return result
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """Where each float of a canonical row is in a row [floats]. One gather is twice as fast as a copy a tensor."""
+        row_D = torch.arange(self.D, dtype=torch.int32)
+        return torch.cat([e.view(row_D).reshape(-1) for e in self.entries])
 
     def _is_canonical(self) -> bool:
         return self.D == self.num_floats and not any(e.channels_last for e in self.parameters)
