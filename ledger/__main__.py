@@ -233,6 +233,8 @@ def pay_run(arguments: argparse.Namespace) -> int:
         raise unknown_name("--method", arguments.method, METHODS)
     if not 0 < arguments.budget <= MAX_BUDGET:
         raise UsageError(f"--budget {arguments.budget}: it must be from 1 to {MAX_BUDGET}.")
+    if not 0 <= arguments.nonce < 2**64:
+        raise UsageError(f"--nonce {arguments.nonce}: it must be from 0 to 2^64 - 1.")
     folder = Path(arguments.run)
     bounds = {"min_lds": arguments.min_lds, "max_l1": arguments.max_l1, "force": arguments.force}
     known = read_public(Path(arguments.keys))[0] if arguments.keys else None
@@ -273,10 +275,10 @@ def settle(arguments: argparse.Namespace) -> int:
 
     try:
         mine, theirs = (verify(Path(folder)) for folder in (arguments.ledger, arguments.theirs))
+        found = judge(mine, theirs, job_of(mine, arguments.dataset_path))
     except Wrong as error:
         print(error)
         return WRONG
-    found = judge(mine, theirs, job_of(mine, arguments.dataset_path))
     if found.round is None:
         print(f"{found.verdict}: {found.why}")
         return 0

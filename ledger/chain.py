@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Chain:
         if keys:
             from web3.middleware import SignAndSendRawMiddlewareBuilder
 
-            own = [web3.eth.account.from_key(key) for key in keys]
+            own = [_account(web3, number, key) for number, key in enumerate(keys, start=1)]
             web3.middleware_onion.inject(SignAndSendRawMiddlewareBuilder.build(own), layer=0)
             self.accounts = [account.address for account in own] + self.accounts
         self.chain_id = web3.eth.chain_id
@@ -155,6 +156,8 @@ class Chain:
             return
         if self._test_call("evm_increaseTime", moment - self.now) or self._travel(moment):
             self._test_call("evm_mine")
+        if self.now < moment:
+            print(f"waiting {moment - self.now:,} s for the chain's time", file=sys.stderr)
         while self.now < moment:
             time.sleep(POLL)
 
@@ -176,6 +179,14 @@ class Chain:
         with contextlib.suppress(NotImplementedError):
             return self.web3.provider.make_request(method, list(arguments)).get("result")
         return None
+
+
+def _account(web3: Web3, number: int, key: str) -> Any:
+    """The account of a private key; the key itself is in no message."""
+    try:
+        return web3.eth.account.from_key(key)
+    except Exception as error:  # ValueError, binascii.Error, a ValidationError of eth-keys
+        raise UsageError(f"private key {number} is none: 64 hexadecimal digits each, with spaces between.") from error
 
 
 @contextlib.contextmanager

@@ -58,6 +58,11 @@ def judge(mine: Checked, theirs: Checked, job: Job) -> Judgement:
         why = "one is shorter than the other: its tail is missing" if shorter else "they are the same"
         return Judgement("agreed", None, comparisons, {}, why)
     r = mine.rounds[place]["round"]
+    lines = [one.rounds[place] for one in (mine, theirs)]
+    if (lines[0]["round"], lines[0]["kind"]) != (lines[1]["round"], lines[1]["kind"]):
+        how = ["is closed" if line["kind"] == "end" else f"has round {line['round']}" for line in lines]
+        why = f"{mine.folder} {how[0]}, and {theirs.folder} {how[1]}: 'verify --replay' says which is no end of the run"
+        return Judgement("cannot judge", r, comparisons, {}, why)
     if place == 0:
         return Judgement("cannot judge", r, comparisons, {}, "they differ in the start: keys, data or environment")
     replay = Replay(mine, job)

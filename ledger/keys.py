@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,8 @@ from utils.records import read_record, write_json
 
 PUBLIC = "keys.json"
 NO_ONE = 0o077  # permissions that a private key must not give
+ADDRESS = re.compile("0x[0-9a-fA-F]{40}")
+LONGEST_PASSPHRASE = 1023  # bytes that OpenSSL takes
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,18 @@ def make_keys(
         raise UsageError(f"{folder} holds keys: they are not replaced; give another folder.")
     if addresses is not None and len(addresses) != workers:
         raise UsageError(f"{len(addresses)} addresses are given for {workers} workers: one each.")
+    for address in addresses or ():
+        if not ADDRESS.fullmatch(address):
+            raise UsageError(f"{address!r} is no address: 0x and 40 hexadecimal digits.")
+    if passphrase and len(os.fsencode(passphrase)) > LONGEST_PASSPHRASE:
+        raise UsageError(f"a passphrase has at most {LONGEST_PASSPHRASE} bytes.")
     folder.mkdir(parents=True, exist_ok=True)
+    how = (
+        serialization.BestAvailableEncryption(os.fsencode(passphrase)) if passphrase else serialization.NoEncryption()
+    )
     public = []
     for k in range(workers):
         key = Ed25519PrivateKey.generate()
-        how = serialization.BestAvailableEncryption(passphrase.encode()) if passphrase else serialization.NoEncryption()
         text = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
         path = folder / f"worker-{k:04d}.pem"
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -109,7 +119,7 @@ def read_keys(folder: Path, workers: Iterable[int], passphrase: str | None = Non
 
 def _private(text: bytes, path: Path, passphrase: str | None) -> Ed25519PrivateKey:
     try:
-        key: Any = serialization.load_pem_private_key(text, passphrase.encode() if passphrase else None)
+        key: Any = serialization.load_pem_private_key(text, os.fsencode(passphrase) if passphrase else None)
     except (TypeError, ValueError) as error:
         what = "it has none" if "not encrypted" in str(error) else "LEDGER_PASSPHRASE must be what it was made with"
         raise UsageError(f"{path} cannot be read with this passphrase ({what}), or is damaged.") from error

@@ -110,6 +110,7 @@ class Replay:
     def check(self, rounds: Sequence[int], progress: Progress = ignored) -> int:
         """Compute these recorded rounds again, each from the last state before it that is in the store; how many
         records were compared. Raises :class:`Wrong` of the first that differs, and :class:`CannotJudge`."""
+        self.check_ends()
         compared, starts, todo = 0, self.states(), sorted(rounds)
         while todo:
             start = max(r for r in starts if r < todo[0])
@@ -123,6 +124,22 @@ class Replay:
                 raise Wrong(f"round {todo[0]}: the run of this configuration has no such round")
             todo = [r for r in todo if r > last]
         return compared
+
+    def check_ends(self) -> None:
+        """What can be told without training: states and samples at the start, and after which round the run ends.
+        Raises :class:`Wrong`."""
+        after = state.StateDigests(self.job.make_fleet()).after()
+        for k, record in self.checked.records[0].items():
+            if record.what["after"] != after[k]:
+                raise Wrong(f"the start: worker {k} began with another state than the configuration gives", k)
+            if record.what["samples"] != len(self.job.shards[k]):
+                raise Wrong(f"the start: worker {k} says that it has {record.what['samples']} samples, and its shard "
+                            f"has {len(self.job.shards[k])}", k)  # fmt: skip
+        config, last = self.job.config, self.recorded[-1]
+        rounds = self.protocol.rounds(self.job)
+        rounds = min(rounds, config.max_rounds or rounds)
+        if self.checked.ended and last != rounds and not config.patience:
+            raise Wrong(f"the end stands after round {last}, and a run of this configuration has {rounds}")
 
     def compare(self, again: Again) -> None:
         """Records of a round against the round computed again. Raises as :meth:`check` does."""

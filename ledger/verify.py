@@ -234,4 +234,6 @@ def read_anchors(path: Path) -> list[str]:
             if len(words[-1]) != 64 or set(words[-1]) - set("0123456789abcdef"):
                 raise UsageError(f"--anchor {path}, line {number}: give a chain hash of 64 hexadecimal digits last.")
             found.append(words[-1])
+    if not found:
+        raise UsageError(f"--anchor {path} holds no chain hash: 'python -m ledger anchor' prints them.")
     return found

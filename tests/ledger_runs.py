@@ -148,12 +148,12 @@ def wrong(ledger: Path, match: str, **known) -> Wrong:
 
 def resigned(
     ledger: Path, keys: Keys, changes: dict[tuple[int, int], dict] | None = None, run: str | None = None,
-    without: tuple[int, ...] = (),
+    without: tuple[int, ...] = (), end: int | None = None,
 ) -> None:
     """Sign all again, as somebody with all keys could. ``changes``: (round, worker) -> what the statement says then;
-    ``run``: for another run; ``without``: rounds that are left out."""
+    ``run``: for another run; ``without``: rounds that are left out; ``end``: after which round all of them close it."""
     said = {(x.round, x.worker, x.kind): x.what for x in Ledger(ledger).records()}
-    lines = [line for line in Ledger(ledger).rounds() if line["round"] not in without]
+    lines = [line for line in Ledger(ledger).rounds() if line["kind"] == "end" or line["round"] not in without]
     for name in ("records-0.jsonl", "rounds.jsonl"):
         (ledger / name).unlink()
     writer, chain, previous, after = Ledger(ledger), NO_RECORD, dict.fromkeys(range(4), NO_RECORD), {}
@@ -163,6 +163,8 @@ def resigned(
             what = {**said[r, k, kind], "previous": previous[k], **(changes or {}).get((r, k), {})}
             if without and kind == "round":
                 what["before"] = after[k]
+            if end is not None and kind == "end":
+                what |= {"round": end, "after": after[k]}
             if run is not None:
                 what["run"] = run
             if run is not None and kind == "round":
@@ -171,6 +173,7 @@ def resigned(
                 what["signature"] = signed[k]
                 what["received"] = [{**got, "signature": signed[got["worker"]]} for got in what["received"]]
             envelopes[k], after[k] = enveloped(record_payload(kind, what), keys, k), what["after"]
+        r = end if end is not None and kind == "end" else r
         previous = writer.add(envelopes, r, kind)
         closing = closed(chain, r, list(previous.values()))
         writer.close(closing, kind)

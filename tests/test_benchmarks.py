@@ -195,6 +195,7 @@ def test_parts_of_a_colour_case_run():
     assert cascade(scored.kept).isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_influence_command(tmp_path, capsys):
     out = tmp_path / "influence.json"
     assert influence_main(["--quick", "--models", "mlp", "--threads", "1", "--out", str(out)]) == 0

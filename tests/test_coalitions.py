@@ -30,6 +30,7 @@ def test_the_coalition_of_all_is_federated_averaging(engine, extra):
     assert len(ends) == 5 and found.rounds[1] >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_one_that_trains_alone_comes_to_the_same_bits(model):
     job = digits_job(engine="threads", **SETTINGS | {"model": model, "patience": 2, "epochs": 8, "lr": 0.3})

@@ -149,6 +149,7 @@ def test_over_seeds_there_is_a_mean_with_a_deviation_and_a_dot_a_seed(tmp_path):
         plot_all_comparisons(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_draws_them_all_again_and_passes_over_old_records(folder, capsys):
     for path in "comparison_cascade_0.8.json", "comparison_dice_0.95.json":
         (folder / path).unlink()

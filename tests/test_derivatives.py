@@ -33,6 +33,7 @@ SLOW = [n for n in NETWORKS if n.startswith(("resnet", "densenet"))]
 FOR_PICTURES = [n for n in NETWORKS if n not in SLOW and not n.startswith(("lstm", "gru"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOR_PICTURES + [pytest.param(n, marks=pytest.mark.slow) for n in SLOW])
 def test_forward_mode_is_the_double_backward(name):
     network = load_model(name, 10, SHAPE, seed=0).double()

@@ -61,6 +61,7 @@ TRAININGS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAININGS)
 @in_own_process
 def test_training_gives_the_bits_of_the_cpu(name):
@@ -85,6 +86,7 @@ def test_the_way_of_devices_leads_to_the_same_place(name):
         torch.testing.assert_close(result[part], tensor, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["loop", "vmap", "graph"])
 @in_own_process
 def test_replicas_with_weights_give_the_bits_of_the_cpu(engine):
@@ -108,6 +110,7 @@ SCORED = {
 SLOWLY_SCORED = SCORED.keys() - {"mlp-vmap", "chained"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOWLY_SCORED else n for n in SCORED])
 @in_own_process
 def test_scores_are_the_bits_of_the_cpu(name):
@@ -120,6 +123,7 @@ def test_scores_are_the_bits_of_the_cpu(name):
     same_on_both(scored, **SCORED[name])
 
 
+@pytest.mark.slow
 @in_own_process
 def test_a_whole_run_leaves_the_files_of_the_cpu(tmp_path):
     """The command's path: 'auto' tries a recorded step, the trainer evaluates, checkpoints, resumes and tests."""
@@ -344,6 +348,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 @in_own_process
 def test_a_planted_mistake_is_noticed(fault):

@@ -100,6 +100,7 @@ def budgeted(workers_key: tuple[str, str, int]):
     return pytest.param(*workers_key, marks=[pytest.mark.slow] if slow else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model,engine,workers", map(budgeted, BUDGETS))
 @in_own_process
 def test_training_and_evaluation_are_in_the_budget(model, engine, workers, tmp_path):
@@ -109,6 +110,7 @@ def test_training_and_evaluation_are_in_the_budget(model, engine, workers, tmp_p
     assert_within(BUDGETS[model, engine, workers], figures)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STEP_BUDGETS)
 @in_own_process
 def test_steps_under_other_settings_are_in_the_budget(name):
@@ -128,6 +130,7 @@ def test_steps_under_other_settings_are_in_the_budget(name):
 SCORED = [case if case in FAST_SCORES else pytest.param(*case, marks=pytest.mark.slow) for case in SCORE_BUDGETS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model,method", SCORED)
 @in_own_process
 def test_scores_are_in_the_budget(model, method):

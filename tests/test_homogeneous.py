@@ -41,6 +41,7 @@ def small() -> World:
     return world()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["constant", "cosine"])
 @pytest.mark.parametrize("augment", ["none", "crop_flip"])
 def test_a_walk_is_a_chained_run(scheduler, augment):
@@ -94,6 +95,7 @@ def test_tours_stay_and_turn(small):
     assert walked["stay_3"][:8] == [k for k in walked["tour"][:3] for _ in range(3)][:8]
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(name=st.sampled_from(sorted(POLICIES.keys() - ORACLES.keys())), mode=st.sampled_from(["ring", "star", "grid"]))
 def test_every_policy_follows_links(name, mode):
@@ -254,6 +256,7 @@ def test_a_real_run_follows_the_agent(tmp_path, agent_file, capsys):
     assert "--policy" in refused(capsys, main_py.main([*flags, "--resume"]))
 
 
+@pytest.mark.slow
 def test_a_run_that_follows_the_agent_is_scored_and_audited(tmp_path, agent_file):
     flags = (*FOLLOWED, "--policy", agent_file, "--model", "mlp_smooth", "--dtype", "float64")
     scoring = ("--pruning_algorithm", "cascade", "--no-control", "--audit", "--audit_groups", "8")

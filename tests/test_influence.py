@@ -198,6 +198,7 @@ def test_ripples_sum_to_the_scores_of_dice():
         assert (table_NN[ring_distance > hops] == 0).all() and (table_NN[ring_distance <= hops] != 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["if", "dice", "delete", "cascade"])
 def test_positive_means_helpful(method):
     """Mislabelled samples score below clean ones, and removing the most helpful hurts."""
@@ -224,6 +225,7 @@ def test_positive_means_helpful(method):
     assert final_objective(job, weights_n) > full
 
 
+@pytest.mark.slow
 def test_scores_are_reproducible_to_the_bit():
     settings = dict(model="cnn", engine="threads", threads=2, dtype="float32", max_train=160)
     for method in ("cascade", "dice", "delete", "if", "random"):

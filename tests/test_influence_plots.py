@@ -98,6 +98,7 @@ def test_scores_show_shares_below_zero_and_the_flipped_ones():
     assert len(workers.get_yticklabels()) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes, workers, n, heavy", [(10, 8, 1200, True), (100, 100, 6000, False), (2, 1, 5, True)])
 def test_scores_are_legible_at_every_size(classes, workers, n, heavy):
     rng = RNG(2)
@@ -191,6 +192,7 @@ def test_audit_draws_predicted_against_actual(tmp_path):
 # ---- contact sheet ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_contact_sheet_shows_the_extremes_in_order_and_frames_the_flipped(channels):
     rng = RNG(3)
@@ -360,6 +362,7 @@ def test_bad_workers_that_hold_no_scored_sample_are_not_marked():
     assert [line.get_ydata().tolist() for line in figure.axes[-1].lines] == [[0.6]]
 
 
+@pytest.mark.slow
 def test_every_picture_takes_any_name(run_dir):
     zeros = np.zeros(len(NASTY), int)
     lines = [{"round": 0, "epoch": 0, "val_loss": 1.0, "val_accuracy": 0.5}]

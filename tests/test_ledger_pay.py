@@ -232,3 +232,30 @@ def test_the_demonstration(tmp_path, capsys):
     assert sum(amounts) == 1_000_000 and amounts[7] == 0 and max(amounts[6:]) < min(amounts[:6])
     assert "computed again" in capsys.readouterr().out and (tmp_path / "ledger-demo" / "payout.png").exists()
     assert ledger_main(["verify", str(tmp_path / "ledger-demo" / "ledger"), "--replay", "sample:2", "--quiet"]) == 0
+
+
+def test_keys_of_accounts_that_are_none():
+    from ledger.chain import Chain, _account
+
+    web3 = Chain.embedded(1).web3
+    for key in ("0x12", "no key", "0" * 64):
+        with pytest.raises(UsageError, match="private key 2 is none") as found:
+            _account(web3, 2, key)
+        assert key not in str(found.value)
+
+
+def test_time_that_nobody_can_move_is_waited_for(monkeypatch, capsys):
+    from ledger.chain import Chain
+
+    chain = Chain.embedded(1)
+    travel, moment = chain._travel, chain.now + 100
+    monkeypatch.setattr(chain, "_travel", lambda moment: False)
+    monkeypatch.setattr(chain, "_test_call", lambda method, *arguments: None)
+
+    def sleep(seconds):
+        travel(min(chain.now + 60, moment))
+        chain.web3.provider.ethereum_tester.mine_block()
+
+    monkeypatch.setattr("ledger.chain.time.sleep", sleep)
+    chain.wait_until(moment)
+    assert chain.now >= moment and capsys.readouterr().err == "waiting 100 s for the chain's time\n"

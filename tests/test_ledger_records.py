@@ -16,8 +16,10 @@ from ledger_runs import SMALL, is_of, place, received, replayed, resigned, rewri
 import main as main_py
 from ledger import merkle
 from ledger.__main__ import main as ledger_main
+from ledger.dispute import judge
 from ledger.keys import make_keys, read_keys
 from ledger.records import enveloped, payload_of, sent_message
+from ledger.replay import job_of
 from ledger.store import Store, cid, tensor_of
 from ledger.verify import Wrong, verify
 from utils.digest import digest_tensors
@@ -165,6 +167,32 @@ def test_rounds_left_out_against_ledger_every(copied, honest):
     wrong(copied, r"round 5 stands after round 3, and at least each 1-th is recorded \(--ledger_every\)")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"samples": 7}, "worker 2 says that it has 7 samples, and its shard has"),
+        ({"samples": 0}, "worker 2 says that it has 0 samples, and its shard has"),
+    ],
+)
+def test_what_a_start_says_is_compared_wherever_replay_begins(copied, honest, changes, said):
+    resigned(copied, read_keys(honest.parent / "keys", range(4)), {(0, 2): changes})
+    with pytest.raises(Wrong, match=said) as found:
+        replayed(copied, [5])
+    assert found.value.worker == 2
+
+
+def test_all_who_close_a_run_too_early(copied, honest):
+    keys = read_keys(honest.parent / "keys", range(4))
+    checked = verify(copied)
+    last = checked.rounds[-1]["round"]
+    resigned(copied, keys, without=(last,), end=last - 1)
+    assert verify(copied).ended  # all of them signed it
+    with pytest.raises(Wrong, match=f"the end stands after round {last - 1}, and a run .* has {last}"):
+        replayed(copied, [5])
+    found = judge(verify(honest), verify(copied), job_of(checked))
+    assert found.verdict == "cannot judge" and "is closed" in found.why
+
+
 def test_two_heads(copied, honest):
     keys = read_keys(honest.parent / "keys", range(4))
 
@@ -259,6 +287,14 @@ def test_private_keys_are_private(tmp_path):
         read_keys(tmp_path / "keys", [1], "open sesame")
 
 
+@pytest.mark.parametrize("passphrase", ["\udcff", "ü" * 500])
+def test_any_bytes_are_a_passphrase(tmp_path, passphrase):
+    make_keys(tmp_path / "keys", 1, passphrase)
+    assert read_keys(tmp_path / "keys", [0], passphrase).private
+    with pytest.raises(UsageError, match="at most 1023 bytes"):
+        make_keys(tmp_path / "others", 1, "ü" * 512)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -268,12 +304,17 @@ def test_private_keys_are_private(tmp_path):
         (["verify", "{ledger}", "--anchor", "nowhere"], "cannot read --anchor"),
         (["open", "{ledger}", "--worker", "9", "--round", "1", "--keys", "k", "--out", "o"], "workers 0 to 3"),
         (["judge", "{ledger}", "{ledger}/keys.json"], "damaged"),
+        (["verify", "{ledger}", "--anchor", "/dev/null"], "regular file"),
+        (["verify", "{ledger}", "--anchor", "{ledger}/empty"], "no chain hash"),
         (["keys", "--workers", "0", "--out", "k"], "--workers 0"),
+        (["keys", "--workers", "1", "--out", "k", "--addresses", "0x12"], "'0x12' is no address"),
+        (["pay", "run", "--budget", "1", "--nonce", "-1"], "--nonce -1"),
         (["pay-me"], "invalid choice"),
         ([], "required"),
     ],
 )
-def test_what_the_command_line_refuses(honest, capsys, words, said):
-    assert ledger_main([word.format(ledger=honest) for word in words]) == 2
+def test_what_the_command_line_refuses(copied, capsys, words, said):
+    (copied / "empty").write_text("\n")
+    assert ledger_main([word.format(ledger=copied) for word in words]) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and said in line

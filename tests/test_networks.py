@@ -157,6 +157,7 @@ def test_a_forward_pass_draws_no_random_numbers(name):
 # What influence methods ask of a network ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_SLOW_RESNETS)
 def test_hessian_vector_products_are_symmetric(name):
     """u.Hv == v.Hu, in double precision, through functional_call and double backward in training mode:
@@ -282,6 +283,7 @@ def test_a_state_of_views_without_counters_in_channels_last_can_be_saved(saved):
     assert all(torch.equal(loaded[key], value) for key, value in state.items())
 
 
+@pytest.mark.slow
 def test_files_that_do_not_fit_are_refused_in_one_line(saved, tmp_path):
     model, path = saved
     good = path.read_bytes()

@@ -28,6 +28,7 @@ def test_a_client_of_flower_gets_the_batches_of_the_fleet(job):
     assert len(job.shard(0).unique()) == job.samples and not torch.equal(job.shard(0), job.shard(1))
 
 
+@pytest.mark.slow
 def test_a_side_trains_in_turns_and_learns(capfd):
     side = Side([sys.executable, "-m", "benchmarks.peers_fleet", "overhead", "1"])
     try:
@@ -114,6 +115,7 @@ def test_bad_flags(flags, message, capsys):
     assert message in captured.err and captured.err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is not None, reason="this Python has Flower's simulation")
 def test_without_flower_ours_is_timed_alone(tmp_path, capsys):
     assert main(["--flower-python", sys.executable]) == 2

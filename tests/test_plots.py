@@ -131,6 +131,7 @@ def assert_legible(figure: Figure) -> None:
         assert not box_a.overlaps(box_b), f"{a} overlaps {b}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 8, 64, 1024])
 def test_pictures_are_legible_and_labelled(runs, workers):
     for name, figure in figures_of(runs[workers]).items():
@@ -184,6 +185,7 @@ def test_training_shows_each_worker_the_mean_and_the_consensus(runs):
     assert loss.get_ylim()[0] == 0 and "nats" in loss.get_ylabel()
 
 
+@pytest.mark.slow
 def test_missing_values_are_left_out_and_divergence_gets_a_log_scale():
     lines = [metrics_line(round, 3, np.random.default_rng(0)) for round in range(6)]
     for key in ("val_loss", "worker_val_loss", "consensus_val_loss", "consensus_val_accuracy"):
@@ -266,6 +268,7 @@ def test_topology_draws_lines_arrows_colours_and_numbers():
         assert bar.get_ylabel() == "test accuracy of the worker"
 
 
+@pytest.mark.slow
 def test_topology_says_what_it_leaves_out_and_survives_unknown_accuracies():
     (axes,) = plots.draw_topology(build_topology("all", 300).to_json()).axes
     assert "20,000 of 44,850 edges drawn" in axes.get_title(loc="left") and not axes.texts
@@ -444,6 +447,7 @@ def test_confusion_comes_back_as_written(tmp_path):
     assert read_CC.dtype == np.int64 and read_names == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1, 2, 10, 12, 13, 100, 200])
 def test_confusion_is_legible_and_shows_the_accuracy_of_each_class(classes):
     counts_CC = confusion(classes)
@@ -540,6 +544,7 @@ def test_every_picture_takes_any_name():
 # ---- small and odd runs -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_the_smallest_runs_are_drawn(tmp_path, workers, rounds):

@@ -61,6 +61,7 @@ def pictures(*stages: Path) -> list[str]:
     return [str(stage / "plots" / name) for stage in stages for name in STAGE_PICTURES]
 
 
+@pytest.mark.slow
 def test_one_run_is_drawn_stage_by_stage(results, capsys):
     stage1, stage2 = results / "ring" / "stage1", results / "ring" / "stage2_if_0.8"
     assert command(capsys, stage1) == pictures(stage1)
@@ -77,6 +78,7 @@ def test_a_folder_of_seeds_is_drawn_seed_by_seed_and_on_one_sheet(results, capsy
     assert command(capsys, "--seeds", folder) == [str(folder / "seeds.png")]
 
 
+@pytest.mark.slow
 def test_several_runs_go_on_a_sheet_of_their_own(results, capsys):
     (sheet,) = command(capsys, results / "ring", results / "star")
     assert sheet == str(results / "compare_ring_vs_star.png")

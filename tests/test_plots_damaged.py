@@ -141,6 +141,7 @@ def test_no_value_of_a_record_ends_in_a_traceback(folder, name):
     assert refused > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in DRAWN_BY if not name.endswith("metrics.jsonl")])
 def test_files_that_are_no_records_are_refused(folder, name):
     for content in b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"PK\x03\x04", b"{}\n{}\n":
@@ -148,6 +149,7 @@ def test_files_that_are_no_records_are_refused(folder, name):
         assert refusal(DRAWN_BY[name], folder).startswith(f"{folder / name} is damaged ("), content
 
 
+@pytest.mark.slow
 def test_metrics_may_be_torn_but_not_broken(folder):
     path = folder / "stage1" / "metrics.jsonl"
     intact = path.read_bytes()
@@ -215,6 +217,7 @@ ODD_FIGURES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, way, odd",  # every second of those that draw a whole run only in CI
     [pytest.param(*case, marks=pytest.mark.slow) if i % 2 and "stage" in case[0] else case
@@ -225,6 +228,7 @@ def test_figures_that_are_not_finite_are_left_out(folder, name, way, odd):
     assert not refusal(DRAWN_BY[name], folder)
 
 
+@pytest.mark.slow
 def test_damaged_arrays_are_refused(folder):
     stage = folder / "stage1"
     names = [f"class {c}" for c in range(CLASSES)]

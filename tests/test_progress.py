@@ -118,6 +118,7 @@ def test_the_evaluations_that_a_user_asks_for_are_made():
 # ---- scoring ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [pytest.param("4", marks=pytest.mark.slow), "1e-9"])
 @pytest.mark.parametrize("snapshots", [True, False])
 def test_the_bar_of_cascade_ends_where_it_says(tmp_path, monkeypatch, memory, snapshots):

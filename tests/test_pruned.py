@@ -326,6 +326,7 @@ def forget_audit(folder) -> None:
     kept.unlink()
 
 
+@pytest.mark.slow
 def test_retraining_one_by_one_gives_the_same(audited, tmp_path):
     shutil.copytree(audited, tmp_path / "run")
     forget_audit(tmp_path / "run")

@@ -89,6 +89,7 @@ def check_command_line(program, lines, capsys) -> None:
     capsys.readouterr()
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(**COMMAND_LINES)
 def test_random_command_lines(checks_only, capsys, program, lines):

@@ -105,6 +105,7 @@ def test_the_better_worker_is_the_brighter_one(tmp_path):
         assert "lower is better" in words_of(figure) or kind == "multilabel"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_is_drawn_with_the_picture_of_its_task(tmp_path, kind, capsys):
     stage = make_stage(tmp_path / "run" / "stage1", kind)
@@ -289,6 +290,7 @@ def test_a_sweep_over_seeds_spells_its_metric(tmp_path):
 # ---- whole runs ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, data, model",
     [

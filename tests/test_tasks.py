@@ -148,6 +148,7 @@ def test_cascade_is_the_derivative_for_every_task(toys, settings):
         assert -scores_n[i].item() == pytest.approx(difference, rel=1e-5, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", EVERY_TASK, ids=lambda s: f"{s['model']}-{s['engine']}")
 def test_every_method_scores_every_task(toys, settings):
     run = recorded(digits_job(**settings))

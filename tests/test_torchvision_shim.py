@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_models_datasets_and_transforms_work_and_compiled_operators_do_not_pretend():
     code = (
         "import torch\n"
