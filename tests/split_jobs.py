@@ -22,6 +22,20 @@ CASES = {
     "resnet-2": (dict(stages=2, microbatches=1, model="resnet18", max_train=60, batch_size=8, epochs=0.5), 2),
     "cnn-gpipe-3": (dict(stages=3, schedule="gpipe", microbatches=4), 3),
     "cnn-1f1b-3": (dict(stages=3, schedule="1f1b", microbatches=4), 3),
+    "cnn-interleaved-2": (dict(stages=4, schedule="interleaved", microbatches=4), 2),
+    "cnn-labels-first-2": (dict(stages=3, split_labels="first", microbatches=4), 2),
+    "cnn-labels-first-3": (dict(stages=4, split_labels="first", microbatches=3), 3),
+    "mesh-ring-4": (dict(stages=2, num_workers=2, protocol="gossip", microbatches=2), 4),
+    "mesh-uneven-4": (dict(stages=2, num_workers=5, protocol="gossip", mode="exponential", microbatches=4,
+                           schedule="1f1b", local_steps=2, optimizer="adam", lr=0.001), 4),
+    "mesh-ragged-4": (dict(stages=2, num_workers=3, protocol="gossip", mode="all", microbatches=2, min_shard=5,
+                           max_train=100), 4),
+    "mesh-fedavg-4": (dict(stages=2, num_workers=4, protocol="fedavg", fraction_fit=0.5, microbatches=2), 4),
+    "mesh-chained-4": (dict(stages=2, num_workers=4, protocol="chained", microbatches=2), 4),
+    "mesh-interleaved-4": (dict(stages=4, num_workers=2, protocol="gossip", schedule="interleaved",
+                                microbatches=4), 4),
+    "mesh-resnet-4": (dict(stages=2, num_workers=2, protocol="gossip", microbatches=1, model="resnet18", max_train=60,
+                           batch_size=8, epochs=0.5), 4),
     "cnn-patience-3": (dict(stages=3, schedule="1f1b", microbatches=3, patience=1, min_delta=9.0, epochs=4), 3),
 }
 
@@ -32,6 +46,7 @@ def config_of(name, folder, **settings):
 
     common = dict(
         model="cnn", num_workers=1, protocol="local", dtype="float64", max_train=200, epochs=1.5, batch_size=28,
+        min_shard=20,
         quiet=True, plots=False, threads=1, results_dir=str(folder), run_name=name, channels_last=False,
     )  # fmt: skip
     return Config(**(common | CASES[name][0] | settings))

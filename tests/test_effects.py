@@ -108,6 +108,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "batch_parts": [("--batch_parts 2 --stages 2", "--batch_parts 2")],
     "microbatches": [("--microbatches 4", "--microbatches 4 --stages 2")],
     "schedule": [("--schedule gpipe", "--schedule gpipe --stages 2")],
+    "split_labels": [("--split_labels first", "--split_labels first --stages 3")],
     "split_at": [("--split_at 4", "--split_at 4 --stages 2")],
     "stage1_dir": [
         ("--stage1_dir x --stage 1", "--stage1_dir x"),

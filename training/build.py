@@ -110,6 +110,7 @@ class Job:
             speed_spread=c.speed_spread,
             latency_ms=c.latency_ms,
             bandwidth_mbps=c.bandwidth_mbps,
+            **split.in_time(self.stages, self.execution.batch_parts, c, self.samples.dtype.itemsize),
         )
 
     @cached_property
@@ -180,7 +181,8 @@ class Job:
         if in_processes(self.config):
             from workers.pipeline import PipelineFleet  # takes long to load
 
-            return partial(PipelineFleet, stages=self.stages, schedule=self.config.schedule)
+            how = {"schedule": self.config.schedule, "labels": self.config.split_labels}
+            return partial(PipelineFleet, stages=self.stages, **how)
         if self.stages:
             return partial(StagedFleet, stages=self.stages)
         return distributed.ShardedFleet if distributed.started() else Fleet
@@ -232,7 +234,7 @@ def build(config: Config, execution: Execution | None = None, kept_ids: Tensor |
         model=models[0],
         engine=engine,
         initial_ND=engine.rows(models, samples.dtype).to(device),
-        stages=stages_of(config, models[0], engine.layout, samples.shape, execution),
+        stages=stages_of(config, models[0], engine.layout, samples.shape, execution, batches.ragged),
         corruption=dealt.corruption,
     )
 

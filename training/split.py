@@ -13,12 +13,13 @@ from typing import Any
 from torch import nn
 
 from training.execution import Execution
+from training.protocols import load_protocol
 from utils.args import Config
 from utils.errors import UsageError
 from workers import distributed
 from workers.engine import IN_PARTS, cuts_batches
 from workers.row_layout import RowLayout
-from workers.stages import Stage, cut
+from workers.stages import Stage, cut, processes_of
 from workers.tuning import splits
 
 
@@ -28,10 +29,13 @@ def in_processes(config: Config) -> bool:
 
 
 def stages_of(
-    config: Config, model: nn.Module, layout: RowLayout, shape: tuple[int, ...], execution: Execution
+    config: Config, model: nn.Module, layout: RowLayout, shape: tuple[int, ...], execution: Execution,
+    shapes_differ: bool = False,
 ) -> list[Stage]:
-    """The stages of a run; none where it has one. Raises :class:`UsageError` where its network, its engine or its
-    processes do not allow for them."""
+    """The stages of a run; none where it has one. ``shapes_differ``: whether workers' batches do.
+
+    Raises :class:`UsageError` where its network, its engine or its processes do not allow for them.
+    """
     if config.stages == 1:
         return []
     if not cuts_batches(execution.engine):
@@ -46,7 +50,7 @@ def stages_of(
             "than the unsplit one: use --microbatches 1, or a network without BatchNorm."
         )
     if in_processes(config):
-        check_processes(config, execution)
+        check_processes(config, model, execution, shapes_differ)
     if execution.batch_parts < config.stages and distributed.rank() == 0:
         warnings.warn(
             f"--microbatches {execution.batch_parts} for {config.stages} stages: over processes they wait for each "
@@ -56,17 +60,25 @@ def stages_of(
     return stages
 
 
-def check_processes(config: Config, execution: Execution) -> None:
+def check_processes(config: Config, model: nn.Module, execution: Execution, shapes_differ: bool) -> None:
     """Raises :class:`UsageError` where the stages of the run cannot be processes."""
-    if distributed.world() != config.stages:
+    P, world = processes_of(config.stages, config.schedule, config.split_labels), distributed.world()
+    if world % P or world // P > config.num_workers:
+        most = f" and at most {P * config.num_workers}" if config.num_workers > 1 else ""
         raise UsageError(
-            f"--stages {config.stages} over processes needs torchrun --nproc-per-node {config.stages}, a process for "
-            f"each stage, and these are {distributed.world()}."
+            f"--stages {config.stages} over processes needs torchrun --nproc-per-node {P}"
+            f"{f', or a multiple of it{most}' if most else ''}: a pipeline is {P} processes, and these are {world}."
         )
-    if config.num_workers != 1 or config.protocol != "local":
+    reason = load_protocol(config.protocol).not_linear(config)
+    if reason is not None or config.on_bad_worker == "isolate":
         raise UsageError(
-            "stages in processes of their own train one model so far: give --num_workers 1 --protocol local (without "
-            "torchrun any number of workers and any protocol can have --stages)."
+            f"stages in processes of their own mix linearly, column by column: {reason or '--on_bad_worker isolate'} "
+            "needs whole rows (without torchrun any protocol can have --stages)."
+        )
+    if shapes_differ and any(True for _ in model.buffers()):
+        raise UsageError(
+            f"{config.model} normalizes over its batch, and workers' batches differ in size: over processes shapes are "
+            "static; use a --batch_size no larger than the smallest shard."
         )
     if config.schedule == "1f1b" and execution.batch_parts < config.stages:  # of a record
         raise UsageError(
@@ -97,6 +109,19 @@ def bytes_a_sample(stages: list[Stage], itemsize: int) -> int:
     return 2 * itemsize * sum(math.prod(stage.shape) for stage in stages[1:])
 
 
+def in_time(stages: list[Stage], microbatches: int, config: Config, itemsize: int) -> dict[str, Any]:
+    """What virtual time has to know of a pipeline: its :func:`speedup`, and the messages that nothing else is done
+    beside, the first microbatch's on its way forward and the last one's on its way back."""
+    if not stages:
+        return {}
+    dearest = max(math.prod(stage.shape) for stage in stages[1:])
+    return {
+        "speedup": speedup([max(1, stage.products) for stage in stages], microbatches),
+        "hops": 2 * (len(stages) - 1),
+        "hop_bytes": itemsize * dearest * -(-config.batch_size // microbatches),
+    }
+
+
 def record(stages: list[Stage]) -> list[dict[str, Any]]:
     """What config.json says of the stages: blocks, parameters, multiplications of a sample and their share."""
     total = max(1, sum(stage.products for stage in stages))
@@ -117,4 +142,6 @@ def in_words(config: Config, stages: list[Stage], parts: int) -> str:
         return ""
     shares = ", ".join(f"{stage['share']:.0%}" for stage in record(stages))
     how = config.schedule if in_processes(config) else "one after the other"
-    return f"{len(stages)} stages ({shares} of the multiplications) {how}, {parts} microbatches"
+    waits = 1 - speedup([max(1, stage.products) for stage in stages], parts) / len(stages)
+    return (f"{len(stages)} stages ({shares} of the multiplications) {how}, {parts} microbatches (side by side they "
+            f"would wait {waits:.0%} of the time, {bubble(len(stages), parts):.0%} were they equal)")  # fmt: skip

@@ -267,8 +267,12 @@ class Config:
         changes_results=False,
     )
     schedule: str = flag(
-        "gpipe", "split", "--stages: all forward passes first (gpipe), or one forward, one backward (1f1b)",
-        choices=("gpipe", "1f1b"), changes_results=False,
+        "gpipe", "split", "--stages: all forward passes first, or one forward, one backward, or so with two stages a "
+        "process", choices=("gpipe", "1f1b", "interleaved"), changes_results=False,
+    )
+    split_labels: str = flag(
+        "last", "split", "--stages: the end that has the labels; first: its process has the last stage too",
+        choices=("last", "first"), changes_results=False,
     )
     split_at: tuple[str, ...] = flag(
         (), "split", "--stages: the module that each stage but the first begins with (default: by multiplications)",

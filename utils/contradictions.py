@@ -55,6 +55,23 @@ def check_stages(config: Config) -> None:
             f"--schedule 1f1b needs --microbatches {config.stages} at least, one for each stage; --schedule gpipe "
             "takes any number."
         )
+    if config.schedule == "interleaved":
+        pipeline = config.stages // 2
+        if config.stages % 2 or pipeline < 2:
+            raise UsageError(
+                f"--schedule interleaved needs an even --stages of 4 or more, two a process: it is {config.stages}."
+            )
+        rounds = max(1, config.microbatches // pipeline)
+        if config.microbatches % rounds:
+            raise UsageError(f"--schedule interleaved with {pipeline} processes needs a --microbatches that is a "
+                             f"multiple of {rounds}: it is {config.microbatches}.")  # fmt: skip
+    if config.split_labels == "first" and (config.stages < 3 or config.schedule != "gpipe"):
+        raise UsageError(
+            "--split_labels first needs --stages 3 at least (the first and the last of them are one owner's) and "
+            "--schedule gpipe."
+        )
+    if config.protocol == "fedasync":
+        raise UsageError("--stages: how long stages take would change who is first under --protocol fedasync.")
     for name, given in (("amp", config.amp), ("dp_noise", config.dp_noise is not None)):
         if given:
             raise UsageError(f"--stages and --{name} do not go together yet: leave one of them out.")

@@ -189,7 +189,9 @@ EFFECTS: tuple[Effect, ...] = (
     ),
     Effect(("threads",), lambda c: c.engine not in ("loop", "graph"), "--engine {engine} takes one thread"),
     Effect(("threads",), lambda c: not c.device.startswith("cuda"), "a GPU is fed by one thread"),
-    Effect(("microbatches", "schedule", "split_at"), lambda c: c.stages > 1, "it needs --stages 2 or more"),
+    Effect(
+        ("microbatches", "schedule", "split_at", "split_labels"), lambda c: c.stages > 1, "it needs --stages 2 or more"
+    ),
     Effect(("batch_parts",), lambda c: c.stages == 1, "--microbatches cuts the batches of a split run"),
     # main_pruned.py
     Effect(

@@ -37,12 +37,17 @@ class VirtualTime:
         step_ms: float = 10.0,
         latency_ms: float = 0.0,
         bandwidth_mbps: float | None = None,
+        speedup: float = 1.0,
+        hops: int = 0,
+        hop_bytes: int = 0,
     ) -> VirtualTime:
         """Log-normal speeds with standard deviation ``speed_spread`` of their logarithm (0: all equal);
-        ``bandwidth_mbps`` in megabit per second (None: infinite)."""
+        ``bandwidth_mbps`` in megabit per second (None: infinite). Of a network in stages: how much faster they are side
+        by side (``speedup``), and the messages of ``hop_bytes`` that a step waits for (``hops``)."""
         speed_N = np.exp(speed_spread * numpy_rng(seed, "speed").standard_normal(num_workers))
         width = math.inf if bandwidth_mbps is None else bandwidth_mbps * 1e6 / 8
-        return cls(step_ms / 1e3 / speed_N, row_bytes, latency_ms / 1e3, width)
+        waits = hops * (latency_ms / 1e3 + hop_bytes / width)
+        return cls(step_ms / 1e3 / speed_N / speedup + waits, row_bytes, latency_ms / 1e3, width)
 
     def transfer(self, messages: int = 1) -> float:
         """Seconds until this number of rows, sent one after the other over one link, have arrived."""

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -144,28 +145,40 @@ def needing(others: str) -> Iterator[None]:
         raise UsageError(line) from error
 
 
-class ShardedFleet(Fleet):
-    """The rows of one process. ``crossed_bytes``: what this process has sent to others so far."""
+@dataclass(frozen=True)
+class Group:
+    """Some processes that meet: this one's number among them, how many they are, and what torch knows them by (None:
+    all there are)."""
 
-    def __init__(self, *arguments: Any, **options: Any):
+    rank: int
+    world: int
+    handle: dist.ProcessGroup | None = None
+
+
+class ShardedFleet(Fleet):
+    """The rows of one process. ``among``: the processes that share out the rows (default: all). ``crossed_bytes``: what
+    this process has sent to others so far."""
+
+    def __init__(self, *arguments: Any, among: Group | None = None, **options: Any):
+        self.among = Group(rank(), world()) if among is None else among
         batches = arguments[3]
-        super().__init__(*arguments, **options, owned=block(len(batches.lengths_N), rank(), world()))
+        super().__init__(*arguments, **options, owned=block(len(batches.lengths_N), self.among.rank, self.among.world))
         if self.replicas != 1:
             raise ValueError("several replicas of a fleet run in one process")
-        self._blocks = [block(self.num_workers, p, world()) for p in range(world())]
+        self._blocks = [block(self.num_workers, p, self.among.world) for p in range(self.among.world)]
         self._plans: dict[int, tuple] = {}
         self.crossed_bytes = 0
 
     @property
     def others(self) -> str:
         """See :class:`Fleet`."""
-        peers = [str(p) for p in range(world()) if p != rank()]
-        return f"process {' or '.join(peers)} of {world()}"
+        peers = [str(p) for p in range(self.among.world) if p != self.among.rank]
+        return f"process {' or '.join(peers)} of {self.among.world}"
 
     @property
     def part(self) -> tuple[int, int] | None:
         """Each process writes its rows."""
-        return rank(), world()
+        return self.among.rank, self.among.world
 
     # ---- meeting --------------------------------------------------------------------------------
 
@@ -188,16 +201,16 @@ class ShardedFleet(Fleet):
         for index, weight in zip(indices.tolist(), data.tolist(), strict=True):
             if index in self.owned:
                 total_D.add_(source[index - self.owned.start], alpha=weight)
-        dist.all_reduce(total_D)
+        dist.all_reduce(total_D, group=self.among.handle)
         # A ring all-reduce sends 2 (p - 1) / p rows from every process.
-        self.crossed_bytes += 2 * (world() - 1) * total_D.nbytes // world()
+        self.crossed_bytes += 2 * (self.among.world - 1) * total_D.nbytes // self.among.world
         target[:] = total_D
 
     def _gather_rows(self, source: Tensor) -> Tensor:
         """All rows [N, D] on every process."""
         parts = [torch.empty(len(b), source.shape[1], dtype=source.dtype, device=source.device) for b in self._blocks]
         self._all(parts, source)
-        self.crossed_bytes += (world() - 1) * source.nbytes
+        self.crossed_bytes += (self.among.world - 1) * source.nbytes
         return torch.cat(parts)
 
     def all_rows(self) -> Tensor:
@@ -207,11 +220,11 @@ class ShardedFleet(Fleet):
     def _all(self, parts: list[Tensor], source: Tensor) -> None:
         """All-gather into ``parts``; of blocks of different sizes, by a broadcast each."""
         if len({len(part) for part in parts}) == 1:
-            dist.all_gather(parts, source.contiguous())
+            dist.all_gather(parts, source.contiguous(), group=self.among.handle)
             return
-        parts[rank()].copy_(source)
+        parts[self.among.rank].copy_(source)
         for p, part in enumerate(parts):
-            dist.broadcast(part, p)
+            dist.broadcast(part, group=self.among.handle, group_src=p)
 
     def _exchange(self, matrix: sparse.csr_array, source: Tensor, target: Tensor) -> None:
         """Neighbours only: send boundary rows, mix the interior meanwhile, then the boundary."""
@@ -221,8 +234,9 @@ class ShardedFleet(Fleet):
             for p, count in receives.items()
         }
         outgoing = {p: source.index_select(0, rows) for p, rows in sends.items()}
-        operations = [dist.P2POp(dist.isend, rows, p) for p, rows in outgoing.items()]
-        operations += [dist.P2POp(dist.irecv, rows, p) for p, rows in foreign.items()]
+        group = self.among.handle
+        operations = [dist.P2POp(dist.isend, rows, group=group, group_peer=p) for p, rows in outgoing.items()]
+        operations += [dist.P2POp(dist.irecv, rows, group=group, group_peer=p) for p, rows in foreign.items()]
         requests = dist.batch_isend_irecv(operations) if operations else []
         offsets_N = np.arange(self.num_workers) - self.owned.start
         mixed = torch.empty(len(interior), source.shape[1], dtype=source.dtype, device=source.device)
@@ -246,10 +260,10 @@ class ShardedFleet(Fleet):
             return kept[1]
         receivers_of = [matrix[b.start : b.stop] for b in self._blocks]
         wanted = [np.unique(part.indices) for part in receivers_of]  # rows that each process needs
-        me = rank()
+        me = self.among.rank
         sends = {
             p: self._places(rows)
-            for p, rows in ((p, _within(wanted[p], self.owned)) for p in range(world()))
+            for p, rows in ((p, _within(wanted[p], self.owned)) for p in range(self.among.world))
             if p != me and len(rows)
         }
         receives = {
@@ -290,12 +304,12 @@ class ShardedFleet(Fleet):
         """The mean row of all processes [1, D]: the sum goes from process to process, so that rows are added in
         the order of one process, and the last one tells it to all."""
         total_D = torch.zeros_like(self.rows_RD[0])
-        if rank() > 0:
-            dist.recv(total_D, rank() - 1)
+        if self.among.rank > 0:
+            dist.recv(total_D, group=self.among.handle, group_src=self.among.rank - 1)
         self._add_counted(total_D, self.rows_RD)
-        if rank() < world() - 1:
-            dist.send(total_D, rank() + 1)
-        dist.broadcast(total_D, world() - 1)
+        if self.among.rank < self.among.world - 1:
+            dist.send(total_D, group=self.among.handle, group_dst=self.among.rank + 1)
+        dist.broadcast(total_D, group=self.among.handle, group_src=self.among.world - 1)
         return total_D[None] / self.counted().sum()
 
     def total_crossed_bytes(self) -> int:

@@ -1,11 +1,14 @@
-"""One model over processes: each trains a stage of the network (``torchrun``, ``--stages``).
+"""Models over processes: each trains some stages of the network (``torchrun``, ``--stages``) and gossips their columns.
+
+Processes are a mesh: a pipeline of P processes trains a block of workers, and the processes of one place in all
+pipelines share out the rows as :class:`workers.distributed.ShardedFleet` does, of which each mixes the columns of its
+stages. :meth:`PipelineFleet.restack` tells a pipeline's processes all columns, for whoever looks at whole models.
 
 Schedules and messages are those of torch.distributed.pipelining. Its shapes are static: they are given, so that no
-object of a peer is unpickled, and a batch that does not divide evenly is filled up with zeros of weight 0. A process
-steps its own columns of the row; :meth:`PipelineFleet.restack` tells all processes all columns, for whoever looks at
-the whole model.
+object of a peer is unpickled, and a batch that does not divide evenly is filled up with zeros of weight 0.
 
-Legend: B batch, M microbatches, b samples of one, S stages, D floats a row.
+Legend: N workers, R of them here, B batch, M microbatches, b samples of one, S stages, P processes of a pipeline,
+D floats a row.
 """
 
 from __future__ import annotations
@@ -15,16 +18,35 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from scipy import sparse
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+from torch.distributed.pipelining.schedules import _Action, _ComputationType, _PipelineScheduleRuntime
 
 from workers import distributed
 from workers.optimizers import descend, moments_of
 from workers.row_layout import Entry, without_counters
-from workers.stages import Stage
-from workers.worker_vision import Fleet
+from workers.stages import Stage, processes_of
 
-SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+
+class LabelsFirst(_PipelineScheduleRuntime):
+    """GPipe with the last stage where the first one is (a U, Vepakomma et al. 2018): all forward passes, the last
+    stage's loss and backward pass as soon as a microbatch has come around, then all backward passes."""
+
+    def __init__(self, stages: list[PipelineStage], M: int, loss: Any, **options: Any):
+        super().__init__(stages, M, loss, **options)
+        last, order = self._num_stages - 1, {}
+        for place in range(self.pp_group_size):
+            order[place] = [_Action(place, _ComputationType.FORWARD, m) for m in range(M)]
+            if place == 0:
+                order[place] += [_Action(last, way, m) for m in range(M) for way in
+                                 (_ComputationType.FORWARD, _ComputationType.FULL_BACKWARD)]  # fmt: skip
+            order[place] += [_Action(place, _ComputationType.FULL_BACKWARD, m) for m in range(M)]
+        self.pipeline_order = order
+        self._prepare_schedule_with_comms(order)
+
+
+SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B}
 
 
 class Carried(nn.Module):
@@ -41,42 +63,52 @@ class Carried(nn.Module):
         return self.blocks(inputs).contiguous()
 
 
-class PipelineFleet(Fleet):
-    """One worker, whose stage number :func:`distributed.rank` trains here. ``schedule``: 'gpipe' or '1f1b'; the
-    engine's ``parts`` are the microbatches. The rows are whole at the start and after :meth:`restack`; in between the
-    columns of other stages are old."""
+class PipelineFleet(distributed.ShardedFleet):
+    """Workers whose networks are cut into ``stages``, of which this process trains some. ``schedule``: 'gpipe', '1f1b'
+    or 'interleaved'; ``labels``: the end that keeps them, 'last' or 'first'; the engine's ``parts`` are the
+    microbatches. Rows are whole at the start and after :meth:`restack`; in between the columns of other stages are
+    old."""
 
-    def __init__(self, *arguments: Any, stages: list[Stage], schedule: str, **options: Any):
-        super().__init__(*arguments, **options)
-        if self.num_rows != 1 or len(stages) != distributed.world():
-            raise ValueError("a pipeline is one row, and as many processes as stages")
-        self.stages, self.here = stages, distributed.rank()
-        self.first, self.last = self.here == 0, self.here == len(stages) - 1
-        self._group = dist.new_group(backend="gloo", timeout=distributed.STEP)
+    def __init__(self, *arguments: Any, stages: list[Stage], schedule: str, labels: str = "last", **options: Any):
+        S, P = len(stages), processes_of(len(stages), schedule, labels)
+        pipelines, self.place = distributed.world() // P, distributed.rank() % P
+        self._pipe, column = _mesh(pipelines, P)
+        super().__init__(*arguments, **options, among=distributed.Group(distributed.rank() // P, pipelines, column))
+        self.stages = stages
+        self._own = [s for s in range(S) if s % P == self.place]
+        self._place_of = [s % P for s in range(S)]
         self._stale = False
-        stage, M = stages[self.here], self.engine.parts
-        blocks = without_counters(copy.deepcopy(stage.module)).train()
-        self._parameters = attach(blocks, stage, self.rows_RD[0])
-        self._size = -(-int(self.batches.sizes_N[0]) // M)
-        entering = torch.empty(self._size, *stage.shape, dtype=self.dtype, requires_grad=not self.first)
-        with torch.no_grad():
-            shape = copy.deepcopy(blocks).eval()(entering.detach().zero_()).shape
-        leaving = torch.empty(shape, dtype=self.dtype, requires_grad=True)
+        M = self.engine.parts
+        self._size = -(-self.batch_width(self.batches.sizes_N) // M)
         channels_last = any(entry.channels_last for entry in self.layout.parameters)
-        carried = Carried(blocks, channels_last)
-        pipe = PipelineStage(carried, self.here, len(stages), self.device, entering, leaving, group=self._group)
-        self._pipeline = SCHEDULES[schedule](pipe, M, self._loss, scale_grads=False)
+        pipes = []
+        self._blocks_of: dict[int, tuple[nn.Module, list[nn.Parameter]]] = {}
+        for s in self._own:
+            blocks = without_counters(copy.deepcopy(stages[s].module)).train()
+            self._blocks_of[s] = blocks, attach(blocks, stages[s], self.rows_RD[0])
+            entering = torch.empty(self._size, *stages[s].shape, dtype=self.dtype, requires_grad=s > 0)
+            with torch.no_grad():
+                shape = copy.deepcopy(blocks).eval()(entering.detach().zero_()).shape
+            leaving = torch.empty(shape, dtype=self.dtype, requires_grad=True)
+            carried = Carried(blocks, channels_last)
+            pipes.append(PipelineStage(carried, s, S, self.device, entering, leaving, group=self._pipe))
+        kind = LabelsFirst if labels == "first" else SCHEDULES[schedule]
+        several = kind not in (ScheduleGPipe, Schedule1F1B)
+        self._pipeline = kind(pipes if several else pipes[0], M, self._loss, scale_grads=False)
 
     @property
     def others(self) -> str:
         """Who else is needed, where one does not answer."""
-        peers = [k + 1 for k in (self.here - 1, self.here + 1) if k in range(len(self.stages))]
-        return f"stage {' or '.join(map(str, peers))} of {len(self.stages)}"
+        P = max(self._place_of) + 1
+        places = [p for p in {(self.place - 1) % P, (self.place + 1) % P} if p != self.place]
+        near = sorted(s + 1 for s, place in enumerate(self._place_of) if place in places)
+        here = f"stage {' or '.join(map(str, near))} of {len(self.stages)}"
+        return here if self.among.world == 1 else f"{here}, or another pipeline than {self.among.rank},"
 
     @property
     def part(self) -> tuple[int, int] | None:
-        """The first process writes the whole row."""
-        return (0, 1) if self.first else None
+        """The first process of each pipeline writes its whole rows."""
+        return (self.among.rank, self.among.world) if self.place == 0 else None
 
     def _loss(self, outputs_bC: Tensor, slots_b: Tensor) -> Tensor:
         """The part of the loss that a microbatch is, of the samples in these slots of the batch."""
@@ -85,51 +117,94 @@ class PipelineFleet(Fleet):
         return ((losses_1b * weights[:, slots_b]).sum(1) / sizes).sum()
 
     def step(self, steps_N: Tensor, lr: float, workers: list[int] | None = None) -> Tensor:
-        """One local step of the model, of which this process makes its stage's; the training loss [1] before it."""
-        loss_1 = torch.zeros(1)
-        if not self.rows_of(workers):
-            return loss_1
-        for parameter in self._parameters:
-            parameter.grad = None
+        """One local step of the workers here, of which this process makes its stages'; the training loss [R] before."""
+        losses_R = torch.zeros(self.num_rows)
+        rows = self.rows_of(workers)
+        if not rows:
+            return losses_R
+        ends = {0, len(self.stages) - 1} & set(self._own)
+        schedule = self.schedule(steps_N) if ends else None
+        for row in rows:
+            losses_R[row] = self._train(row, schedule, lr)
+        self._stale = True
+        dist.broadcast(losses_R, group=self._pipe, group_src=self._place_of[-1])
+        return losses_R
+
+    def _train(self, row: int, schedule: tuple | None, lr: float) -> float:
+        """A step of a worker; its loss, where the last stage is here."""
+        for s, (blocks, _) in self._blocks_of.items():
+            attach(blocks, self.stages[s], self.rows_RD[row])
         losses: list[Tensor] = []
-        inputs, slots = [], None
-        if self.first or self.last:
-            batch = self.batch([0], *self.schedule(steps_N))
-            if self.first:
-                inputs = [filled(batch.inputs[0], self.engine.parts * self._size)]
-            if self.last:
-                slots = torch.arange(self.engine.parts * self._size)
-                targets, weights = (filled(t[0], len(slots))[None] for t in (batch.targets, batch.weights))
+        inputs, slots, count = [], None, self.engine.parts * self._size
+        if schedule is not None:
+            batch = self.batch([row], *schedule)
+            if self.place == 0:
+                inputs = [filled(batch.inputs[0], count)]
+            if len(self.stages) - 1 in self._blocks_of:
+                slots = torch.arange(count)
+                targets, weights = (filled(t[0], count)[None] for t in (batch.targets, batch.weights))
                 self._wanted = targets, weights, batch.sizes
         self._pipeline.step(*inputs, target=slots, losses=losses, return_outputs=False)
-        gradients = [p.grad for p in self._parameters]
-        entries = self.stages[self.here].parameters
-        descend(self.engine, self.optimizer, self._parameters, gradients, self.rows_RD, self.state_RS, lr, entries)
+        part = slice(row, row + 1)
+        parameters = [p for _, several in self._blocks_of.values() for p in several]
+        entries = tuple(entry for s in self._own for entry in self.stages[s].parameters)
+        gradients = [p.grad for p in parameters]
+        descend(
+            self.engine, self.optimizer, parameters, gradients, self.rows_RD[part], self.state_RS[part], lr, entries
+        )
+        for parameter in parameters:
+            parameter.grad = None
+        return float(torch.stack(losses).sum().detach()) if losses else 0.0
+
+    def _mixed(self, matrix: sparse.csr_array, source: Tensor) -> Tensor:
+        """The columns of the stages here; the others stay as they are."""
+        parts = [c for s in self._own for c in self._columns(s, source)]
+        mixed = super()._mixed(matrix, torch.cat(parts, 1))
+        for part, column in zip(parts, mixed.split([p.shape[1] for p in parts], 1), strict=True):
+            part.copy_(column)
         self._stale = True
-        if self.last:
-            loss_1 = torch.stack(losses).sum()[None].detach().to(loss_1.dtype)
-        dist.broadcast(loss_1, len(self.stages) - 1, self._group)
-        return loss_1
+        return source
+
+    def _columns(self, s: int, matrix: Tensor) -> list[Tensor]:
+        """The columns of a stage as views: of the rows [R, D], or of what the optimizer remembers of them."""
+        stage = self.stages[s]
+        if matrix.shape[1] == self.layout.D and matrix is not self.state_RS:
+            return [span(matrix, entry) for entry in (*stage.parameters, *stage.buffers)]
+        moments, steps_R1 = moments_of(self.optimizer, self.layout.P, matrix)
+        return [*(span(moment, entry) for moment in moments for entry in stage.parameters), steps_R1]
 
     def restack(self) -> None:
-        """Every process gets the columns of every stage, of the row and of what the optimizer remembers of it."""
+        """Every process of a pipeline gets the columns of every stage, of rows and of what optimizers remember."""
         if not self._stale:
             return
-        moments, _ = moments_of(self.optimizer, self.layout.P, self.state_RS)
-        for s, stage in enumerate(self.stages):
-            columns = [c for row in (self.rows_RD, *moments) for c in columns_of(row[0], stage.parameters)]
-            columns += columns_of(self.rows_RD[0], stage.buffers)
-            together = torch.cat(columns)
-            dist.broadcast(together, s, self._group)
-            if s != self.here:
-                for column, told in zip(columns, together.split([len(c) for c in columns]), strict=True):
+        for s, place in enumerate(self._place_of):
+            columns = self._columns(s, self.rows_RD) + self._columns(s, self.state_RS)
+            together = torch.cat(columns, 1)
+            dist.broadcast(together, group=self._pipe, group_src=place)
+            if place != self.place:
+                for column, told in zip(columns, together.split([c.shape[1] for c in columns], 1), strict=True):
                     column.copy_(told)
         self._stale = False
 
 
-def columns_of(row_D: Tensor, entries: tuple[Entry, ...]) -> list[Tensor]:
-    """These tensors of a row as views, flat, as they lie in it."""
-    return [row_D[entry.offset : entry.offset + entry.numel] for entry in entries]
+def _mesh(pipelines: int, P: int) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+    """Torch's names for this process's pipeline, and for the processes of its place in all pipelines. All processes
+    make all groups, in one order."""
+    me = distributed.rank()
+    rows = [[w * P + place for place in range(P)] for w in range(pipelines)]
+    groups = [rows, [list(column) for column in zip(*rows, strict=True)]]
+    mine = []
+    for several in groups:
+        for ranks in several:
+            handle = dist.new_group(ranks, backend="gloo", timeout=distributed.STEP)
+            if me in ranks:
+                mine.append(handle)
+    return mine[0], mine[1]
+
+
+def span(matrix: Tensor, entry: Entry) -> Tensor:
+    """A tensor's columns of a matrix, flat, as they lie in it."""
+    return matrix[:, entry.offset : entry.offset + entry.numel]
 
 
 def attach(blocks: nn.Module, stage: Stage, row_D: Tensor) -> list[nn.Parameter]:
@@ -139,7 +214,7 @@ def attach(blocks: nn.Module, stage: Stage, row_D: Tensor) -> list[nn.Parameter]
         path, _, leaf = entry.name.rpartition(".")
         owner = blocks.get_submodule(path)
         if leaf in owner._parameters:
-            owner._parameters[leaf] = nn.Parameter(entry.view(row_D))
+            owner._parameters[leaf].data = entry.view(row_D)
             parameters.append(owner._parameters[leaf])
         else:
             owner._buffers[leaf] = entry.view(row_D)

@@ -48,6 +48,14 @@ class Stage:
         return sum(entry.numel for entry in self.parameters)
 
 
+def processes_of(stages: int, schedule: str, labels: str) -> int:
+    """P, the processes of a pipeline: stage s is in process s mod P. With 'interleaved' each has two stages; where the
+    first one keeps the labels it has the last stage too."""
+    if labels == "first":
+        return stages - 1
+    return stages // 2 if schedule == "interleaved" else stages
+
+
 def cut(model: nn.Module, layout: RowLayout, shape: tuple[int, ...], count: int, at: Sequence[str] = ()) -> list[Stage]:
     """The network in ``count`` stages for samples of this shape. ``at``: the block that each stage but the first begins
     with, or the module that begins with it (default: where the largest number of multiplications of a stage is
