@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: demo example-air example-defects example-speech homogeneous ledger privacy test test-all test-federated test-slurm test-anvil lint federated clean
+.PHONY: demo example-air example-defects example-speech homogeneous ledger privacy test test-all test-federated test-slurm test-anvil test-split lint federated clean
 
 $(VENV)/core: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,7 +55,7 @@ test: $(VENV)/dev  ## the fast tests, one process a core
 	$(RUN) -m pytest -n auto --dist worksteal
 
 test-all: $(VENV)/dev $(VENV)/homogeneous $(VENV)/ledger $(VENV)/privacy  ## the slow tests too, and those of rooms with packages of their own
-	$(RUN) -m pytest -n auto --dist worksteal -m "not deployment and not slurm and not anvil"
+	$(RUN) -m pytest -n auto --dist worksteal -m "not deployment and not slurm and not anvil and not mesh"
 
 $(VENV)/slurm: $(VENV)/core requirements-slurm.txt
 	$(VENV)/bin/pip install --quiet -r requirements-slurm.txt -c constraints.txt
@@ -72,6 +72,9 @@ $(ANVIL)/anvil: $(VENV)/core
 
 test-anvil: $(VENV)/dev $(VENV)/ledger $(ANVIL)/anvil  ## the contracts' tests on a second implementation of the EVM (npm)
 	PATH="$(CURDIR)/$(ANVIL):$$PATH" $(RUN) -m pytest tests -k ledger -m anvil
+
+test-split: $(VENV)/dev  ## meshes of pipelines, and stages that are killed, stopped and restarted; five minutes
+	$(RUN) -m pytest tests/test_split.py -n auto -m mesh
 
 test-federated: $(VENV)/dev $(VENV)-federated/done  ## the Flower deployment on loopback, about five minutes
 	$(RUN) -m pytest tests/test_federated.py -m deployment

@@ -25,7 +25,6 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads; the measuring processes inherit it
 
 import torch
-from torch import Tensor, nn
 
 from benchmarks.common import Probe, Stopwatch, line, machine, median_ratio, peak_memory, take_turns, together
 from data.batches import Batches, Samples
@@ -46,29 +45,6 @@ WIDTHS = (12, 6, 4, 11, 7, 7, 7, 9, 11, 9)
 HEADS = ("model", "sched.", "M", "samples/s", "ratio", "bound", "waits", "formula", "memory MiB", "share")
 
 
-class Residual(nn.Module):
-    """x + W relu(x)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.linear = nn.Linear(width, width)
-        nn.init.normal_(self.linear.weight, std=0.01)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Outputs [B, width]."""
-        return inputs + self.linear(inputs.relu())
-
-
-def network(name: str) -> nn.Module:
-    """The network of that name, the same at every call; 'deepN' is a residual MLP of N layers of 128 units."""
-    if not name.startswith("deep"):
-        return load_model(name, 10, SHAPE, seed=0)
-    torch.manual_seed(0)
-    depth, width = int(name.removeprefix("deep")), 128
-    return nn.Sequential(nn.Flatten(), nn.Linear(3072, width), *(Residual(width) for _ in range(depth)),
-                         nn.Linear(width, 10))  # fmt: skip
-
-
 def build(
     name: str, batch: int, threads: int, schedule: str, parts: int, rank: int = 0, port: int = 0
 ) -> Callable[[int], dict[str, float]]:
@@ -84,7 +60,7 @@ def build(
     half_C = torch.full((3,), 0.5)
     samples = Samples(images, torch.arange(4 * batch) % 10, half_C, half_C, channels_last=True)
     batches, device = Batches([torch.arange(4 * batch)], batch, 0), torch.device("cpu")
-    engine = Engine.on(device, network(name), "threads", threads, True, parts=parts)
+    engine = Engine.on(device, load_model(name, 10, SHAPE, seed=0), "threads", threads, True, parts=parts)
     rows = engine.rows([engine.model], torch.float32), samples, batches
     watch = Stopwatch(device)
     if schedule:
@@ -158,7 +134,7 @@ def rows_of(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 probe.close()
     rates = {setting: [min(p["rate"] for p in turn) for turn in turns[setting]] for setting in settings}
     memory = {setting: max(p["memory"] for turn in turns[setting] for p in turn) for setting in settings}
-    whole, model = settings[0], network(name)
+    whole, model = settings[0], load_model(name, 10, SHAPE, seed=0)
     costs = [stage.products for stage in cut(model, RowLayout(model), SHAPE, STAGES)]
     rows = []
     for setting in settings:
@@ -180,7 +156,7 @@ def rows_of(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The table; 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["cnn", "resnet18", "deep1000"])
+    parser.add_argument("--models", nargs="+", default=["cnn", "resnet18", "mlp_deep"])
     parser.add_argument("--microbatches", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5, help="of a turn")

@@ -231,6 +231,15 @@ def test_scores_of_a_split_run_are_those_of_the_whole(tmp_path):
     assert len({(folder / "influence/cascade.zarr/scores/c/0").read_bytes() for folder in folders}) == 1
 
 
+@pytest.mark.slow
+def test_a_thousand_layers_learn_in_two_stages(tmp_path):
+    flags = ("--model", "mlp_deep", "--engine", "auto", "--num_workers", "1", "--protocol", "local",
+             "--partition", "iid")  # fmt: skip
+    run = train(tmp_path, *flags, "--stages", "2", "--microbatches", "2", "--max_train", "400", "--epochs", "2")
+    assert [stage["share"] for stage in load(run / "config.json")["stages"]] == pytest.approx([0.5, 0.5], abs=0.01)
+    assert summary(run)["test_accuracy"] > 0.5
+
+
 # ---- what is refused, and said ----------------------------------------------------------------------------------
 
 
@@ -238,6 +247,10 @@ def test_scores_of_a_split_run_are_those_of_the_whole(tmp_path):
     ("flags", "words"),
     [
         (("--stages", "2", "--schedule", "1f1b"), "--microbatches 2"),
+        (("--stages", "3", "--schedule", "interleaved"), "an even --stages of 4 or more"),
+        (("--stages", "4", "--schedule", "interleaved", "--microbatches", "5"), "a multiple of 2"),
+        (("--stages", "2", "--split_labels", "first"), "--stages 3 at least"),
+        (("--stages", "2", "--protocol", "fedasync"), "who is first"),
         (("--stages", "3", "--split_at", "1"), "--split_at has 1 names"),
         (("--stages", "2", "--amp"), "--amp"),
         (("--stages", "2", "--dp_noise", "1"), "--dp_noise"),
@@ -293,8 +306,11 @@ def test_fewer_microbatches_than_stages_are_said(tmp_path, capsys):
 # ---- over processes ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3, 4])
+MESH = pytest.mark.mesh
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=SLOW), *(pytest.param(p, marks=MESH) for p in (3, 4))])
 def test_stages_over_processes_are_the_whole_network(tmp_path, processes):
     command = [*TORCHRUN, f"--nproc-per-node={processes}", str(ROOT / "tests/split_jobs.py"), str(tmp_path / "many")]
     (tmp_path / "many").mkdir()
@@ -349,8 +365,14 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("rank", "kind"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)])
+@pytest.mark.parametrize(
+    ("rank", "kind"),
+    [
+        pytest.param(0, signal.SIGKILL, marks=MESH),
+        pytest.param(1, signal.SIGKILL, marks=SLOW),
+        pytest.param(1, signal.SIGSTOP, marks=MESH),
+    ],
+)
 def test_a_lost_stage_is_named(tmp_path, rank, kind):
     """One that is killed by those that wait for it, one that hangs after a time (here two seconds)."""
     script = tmp_path / "main.py"
@@ -368,7 +390,7 @@ def test_a_lost_stage_is_named(tmp_path, rank, kind):
     assert errors or f"rank      : {rank} " in said, said
 
 
-@pytest.mark.slow
+@MESH
 def test_a_killed_stage_is_restarted_and_ends_the_same(tmp_path):
     flags = ("--epochs", "40", "--checkpoint_every", "3")
     whole = started(ROOT / "main.py", tmp_path / "whole", *flags)
@@ -382,8 +404,7 @@ def test_a_killed_stage_is_restarted_and_ends_the_same(tmp_path):
     assert without_costs(tmp_path / "whole/run/stage1") == without_costs(tmp_path / "killed/run/stage1")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("flag", ["--microbatches", "--split_at"])
+@pytest.mark.parametrize("flag", [pytest.param("--microbatches", marks=SLOW), pytest.param("--split_at", marks=MESH)])
 def test_stages_of_other_commands_are_refused(tmp_path, flag):
     script = tmp_path / "odd.py"
     script.write_text(ODD_RANK.format(root=str(ROOT), extra=[flag, "3"], patch=""))

@@ -50,6 +50,7 @@ NETWORKS = {  # (outputs, input shape) -> nn.Module: networks/__init__.py
     "cnn_20_50": "networks.cnn:cnn_20_50",
     "mlp": "networks.mlp:mlp",
     "mlp_smooth": "networks.mlp:mlp_smooth",
+    "mlp_deep": "networks.mlp:mlp_deep",
     "lstm": "networks.recurrent:lstm",
     "lstm_mean": "networks.recurrent:lstm_mean",
     "gru": "networks.recurrent:gru",

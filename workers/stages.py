@@ -56,6 +56,11 @@ def processes_of(stages: int, schedule: str, labels: str) -> int:
     return stages // 2 if schedule == "interleaved" else stages
 
 
+def can_begin(block: nn.Module) -> bool:
+    """Whether a stage can begin with the block: not where it would overwrite what was sent."""
+    return not getattr(block, "inplace", False)
+
+
 def cut(model: nn.Module, layout: RowLayout, shape: tuple[int, ...], count: int, at: Sequence[str] = ()) -> list[Stage]:
     """The network in ``count`` stages for samples of this shape. ``at``: the block that each stage but the first begins
     with, or the module that begins with it (default: where the largest number of multiplications of a stage is
@@ -66,7 +71,7 @@ def cut(model: nn.Module, layout: RowLayout, shape: tuple[int, ...], count: int,
     blocks = blocks_of(model)
     shapes_K, costs_K = _costs(blocks, shape, next(model.parameters()).dtype)
     weights_K = [any(True for _ in block.parameters()) for _, block in blocks]
-    starts = [not getattr(block, "inplace", False) for _, block in blocks]  # those would overwrite what was sent
+    starts = [can_begin(block) for _, block in blocks]
     if at:
         cuts = _named(at, [name for name, _ in blocks], starts)
     else:
