@@ -72,7 +72,6 @@ def test_commands_on_the_digits_run(typed, tmp_path: Path):
         pytest.importorskip("opacus")
     if "--ledger" in words:
         pytest.importorskip("securesystemslib")
-        pytest.importorskip("securesystemslib")
         words += ["--ledger", str(tmp_path / "ledger")]  # the last one counts
     words += FEWER if "--audit" in words else FEWER[2:] if "--sweep" in words else ()
     assert (main_pruned if program == "main_pruned.py" else main).main(words) == 0

@@ -25,6 +25,7 @@ from training.run import run_folder, train_run
 from training.split import bubble, speedup
 from utils.args import Config
 from utils.errors import UsageError
+from visualization.plot_utils import plot_run
 from workers import distributed
 from workers.engine import Engine
 from workers.row_layout import RowLayout
@@ -193,6 +194,8 @@ def test_a_split_run_is_any_run(tmp_path, whole):
     run = train(tmp_path, *SPLIT, "--stages", "3", "--microbatches", "4", "--patience", "50")
     assert without_costs(run) == without_costs(whole)
     assert same_tensors(run / "model.safetensors", whole / "model.safetensors")
+    [picture] = [path for path in plot_run(run) if path.name == "stages.png"]
+    assert picture.exists() and all(path.name != "stages.png" for path in plot_run(whole))
     stages = load(run / "config.json")["stages"]
     assert sum(stage["parameters"] for stage in stages) == sum(p.numel() for p in load_model(
         "cnn", 10, (1, 8, 8), seed=0).parameters())  # fmt: skip
@@ -342,12 +345,12 @@ def lines_of(process: subprocess.Popen) -> tuple[int, list[str]]:
     return process.returncode, [line for line in said.splitlines() if line.startswith("error: ")]
 
 
-def started(script: Path, folder: Path, *flags: str, restarts: int = 0) -> subprocess.Popen:
-    """Two stages that train."""
+def started(script: Path, folder: Path, *flags: str, restarts: int = 0, processes: int = 2) -> subprocess.Popen:
+    """Two stages that train, in one pipeline or more."""
     words = ["--model", "mlp", "--num_workers", "1", "--protocol", "local", "--stages", "2", "--schedule", "1f1b",
              "--microbatches", "4", "--max_train", "300", "--dtype", "float64", "--quiet", "--no-plots",
              "--results_dir", str(folder), "--run_name", "run", *flags]  # fmt: skip
-    command = [*TORCHRUN, "--nproc-per-node=2", f"--max-restarts={restarts}", str(script), *words]
+    command = [*TORCHRUN, f"--nproc-per-node={processes}", f"--max-restarts={restarts}", str(script), *words]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -391,16 +394,19 @@ def test_a_lost_stage_is_named(tmp_path, rank, kind):
 
 
 @MESH
-def test_a_killed_stage_is_restarted_and_ends_the_same(tmp_path):
+@pytest.mark.parametrize("pipelines", [1, 2])
+def test_a_killed_stage_is_restarted_and_ends_the_same(tmp_path, pipelines):
     flags = ("--epochs", "40", "--checkpoint_every", "3")
-    whole = started(ROOT / "main.py", tmp_path / "whole", *flags)
+    if pipelines == 2:
+        flags += ("--num_workers", "3", "--protocol", "gossip", "--min_shard", "5")
+    whole = started(ROOT / "main.py", tmp_path / "whole", *flags, processes=2 * pipelines)
     assert lines_of(whole)[0] == 0
-    killed = started(ROOT / "main.py", tmp_path / "killed", *flags, restarts=1)
+    killed = started(ROOT / "main.py", tmp_path / "killed", *flags, restarts=1, processes=2 * pipelines)
     wait_for(tmp_path / "killed" / "run" / "stage1" / "checkpoints" / "round-*", killed)
-    os.kill(stage_process(killed, 1), signal.SIGKILL)
+    os.kill(stage_process(killed, 2 * pipelines - 1), signal.SIGKILL)
     assert lines_of(killed)[0] == 0
-    one, other = (checkpoint.latest(tmp_path / name / "run/stage1/checkpoints").tensors for name in ("whole", "killed"))
-    assert torch.equal(one["rows"], other["rows"]) and torch.equal(one["momentum"], other["momentum"])
+    ends = [tmp_path / name / "run/stage1/model.safetensors" for name in ("whole", "killed")]
+    assert same_tensors(*ends)
     assert without_costs(tmp_path / "whole/run/stage1") == without_costs(tmp_path / "killed/run/stage1")
 
 

@@ -18,8 +18,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from utils.errors import UsageError, refusal
-from utils.records import PathLike, Run, read_confusion
+from utils.records import PathLike, Run, read_confusion, read_json
 from visualization.checked import (
+    Record,
     load_labels,
     load_lines,
     load_partition,
@@ -41,6 +42,7 @@ from visualization.several_runs import (
     plot_seeds,
     seeds_path,
 )
+from visualization.stages import draw_stages
 from visualization.style import (
     BLACK,
     BLUE,
@@ -79,8 +81,9 @@ def plot_run(run_dir: PathLike) -> list[Path]:
     ``training.png`` and ``consensus_distance.png`` always, and what else there are records of:
     ``class_mix.png`` (labels.npz, partition.npz), ``topology.png`` (topology.json), ``confusion.png``
     (confusion.npz), ``predictions.png`` (predictions.npz of a regression), ``auroc.png`` (by finding, in
-    summary.json), ``finetune.png`` (in summary.json). Raises UsageError where the directory is no run, a
-    record is damaged, or the disk refuses.
+    summary.json), ``stages.png`` (in config.json), ``finetune.png`` (in summary.json).
+
+    Raises UsageError where the directory is no run, a record is damaged, or the disk refuses.
     """
     run, lines, shown = Run(run_dir), load_lines(run_dir), load_shown(run_dir)
     summary = load_summary(run_dir) if run.has("summary.json") else {}
@@ -103,6 +106,9 @@ def plot_run(run_dir: PathLike) -> list[Path]:
         figures["predictions"] = draw_predicted(*load_values(run_dir), shown)
     if summary.get("auroc"):
         figures["auroc"] = draw_areas(summary["auroc"])
+    config = Record(run.path / "config.json", read_json(run.path / "config.json")) if run.has("config.json") else None
+    if config is not None and config.has("stages"):
+        figures["stages"] = draw_stages(config.parts("stages"))
     if summary.get("finetune"):
         figures["finetune"] = draw_finetune(summary["finetune"])
     return [save(figure, run.path / "plots" / f"{name}.png") for name, figure in figures.items()]
