@@ -51,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     asked, rest = own.parse_known_args(argv)
     try:
         config = parse(Config, [*DEFAULTS, "--seeds", "5", *rest], __doc__, varied=True)
+        if config.seeds < 2:
+            raise UsageError("--seeds 1: intervals over seeds need two at least.")
         record, shown = measured(config)
         rows = [
             [f"{c['before']} ({c['layer']})", f"{c['floats']:,}", f"{c['bytes']:,}",

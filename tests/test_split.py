@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import signal
@@ -214,6 +215,8 @@ def test_a_split_run_goes_on_in_other_stages(tmp_path, whole, stages, monkeypatc
         main.main(arguments(tmp_path, *SPLIT, *first))
     run = train(tmp_path, *SPLIT, "--patience", "50", "--stages", stages, "--resume")
     assert same_tensors(run / "model.safetensors", whole / "model.safetensors")
+    sent = [line["bytes"] for line in metrics(run)]
+    assert sent == sorted(sent) and sent[-1] > 0  # what had been sent before the kill stays
     again = tmp_path / "again"
     replay = ["--config", str(run / "config.json"), "--results_dir", str(tmp_path), "--run_name", "again"]
     assert main.main(replay) == 0
@@ -254,6 +257,7 @@ def test_a_thousand_layers_learn_in_two_stages(tmp_path):
         (("--stages", "4", "--schedule", "interleaved", "--microbatches", "5"), "a multiple of 2"),
         (("--stages", "2", "--split_labels", "first"), "--stages 3 at least"),
         (("--stages", "2", "--protocol", "fedasync"), "who is first"),
+        (("--stages", "2", "--engine", "measure"), "nothing has to be measured"),
         (("--stages", "3", "--split_at", "1"), "--split_at has 1 names"),
         (("--stages", "2", "--amp"), "--amp"),
         (("--stages", "2", "--dp_noise", "1"), "--dp_noise"),
@@ -272,6 +276,7 @@ def test_what_does_not_go_together(flags, words, tmp_path, capsys):
         (dict(num_workers=2), 6, "a multiple of it and at most 4"),
         (dict(num_workers=4, protocol="gossip", aggregation="median"), 2, "needs whole rows"),
         (dict(num_workers=4, protocol="gossip", on_bad_worker="isolate"), 2, "needs whole rows"),
+        (dict(stages=4, schedule="interleaved", microbatches=4, batch_parts=5), 2, "a multiple of 2"),
         (dict(ledger="x"), 2, "--ledger"),
         (dict(finetune=1), 2, "--finetune"),
     ],
@@ -281,6 +286,8 @@ def test_what_processes_cannot_do_yet(settings, world, words, monkeypatch):
 
     config = Config(**(dict(model="cnn", num_workers=1, protocol="local", stages=2, max_train=200) | settings))
     execution = build(config).execution
+    if "batch_parts" in settings:  # of a record
+        execution = dataclasses.replace(execution, batch_parts=settings["batch_parts"])
     monkeypatch.setattr(distributed, "started", lambda: True)
     monkeypatch.setattr(distributed, "world", lambda: world)
     monkeypatch.setattr(distributed, "rank", lambda: 0)
@@ -386,7 +393,7 @@ def test_a_lost_stage_is_named(tmp_path, rank, kind):
     os.kill(stage_process(process, rank), kind)
     _, said = process.communicate(timeout=800)
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert process.returncode != 0 and len(errors) <= 1, said
+    assert process.returncode != 0 and len(errors) <= 1 and "Traceback" not in said and "UNSHARD" not in said, said
     for line in errors:
         assert f"stage {rank + 1} of 2 no longer answers" in line and "--resume" in line
     # On a busy machine torchrun may end the other process before it has said so, and names the rank itself.

@@ -62,7 +62,7 @@ def scores_for(
             scores_n[torch.from_numpy(kept["sample_id"])] = torch.from_numpy(kept["scores"])
             return scores_n, path
     if config.stages > 1 and not config.quiet:
-        print(f"{method} replays the stages as one network: the numbers are the same", file=sys.stderr)
+        print(f"{method}: stages change no number, it replays the network as one", file=sys.stderr)
     with bar(load_method(method).ticks(run, options), f"scoring: {method}", "tick", config.quiet) as shown:
         scores_n = score(method, run, options, shown.update)
     ids = (worker_n >= 0).nonzero()[:, 0]

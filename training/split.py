@@ -85,6 +85,12 @@ def check_processes(config: Config, model: nn.Module, execution: Execution, shap
             f"this run cuts its batches into {execution.batch_parts} microbatches, too few for --schedule 1f1b and "
             f"{config.stages} stages: use --schedule gpipe."
         )
+    rounds = max(1, execution.batch_parts // P)
+    if config.schedule == "interleaved" and execution.batch_parts % rounds:
+        raise UsageError(
+            f"this run cuts its batches into {execution.batch_parts} microbatches, and --schedule interleaved over {P} "
+            f"processes needs a multiple of {rounds}: use --schedule gpipe."
+        )
     if execution.device != "cpu":
         raise UsageError("stages in processes of their own are for --device cpu so far.")
     for name in ("ledger", "finetune"):

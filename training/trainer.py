@@ -68,7 +68,7 @@ class Trainer:
         self.evaluations = plan_evaluations(job, self.rounds, 0 if self.shared else self.config.num_workers, every)
         self.task = job.dataset.task
         self.observers = observers_of(self)
-        self.samples = 0
+        self.samples = self.between = 0  # trained on; bytes that stages sent each other
         self.done = 0
         self.resumed = False
         self.seconds = self.virtual_seconds = 0.0
@@ -106,6 +106,7 @@ class Trainer:
             self.done = found.round
             self.seconds, self.virtual_seconds = found.state["seconds"], found.state["virtual_seconds"]
             self.messages, self.samples = found.state["messages"], found.state["samples"]
+            self.between = found.state.get("between", 0)  # runs of older versions had no stages
             self.stopped = found.state["stopped"]
             self._losses = found.state["losses"]
             self.fleet.isolated = set(found.state["isolated"])
@@ -152,6 +153,7 @@ class Trainer:
             self.virtual_seconds += event.seconds
             self.messages += event.messages
             self.samples += event.samples
+            self.between += event.samples * bytes_a_sample(self.job.stages, self.job.samples.dtype.itemsize)
             self._losses += self._late.put(event)
             for observer in self.observers:
                 observer.round(event)
@@ -196,8 +198,7 @@ class Trainer:
 
     def _bytes(self) -> int:
         """Rows that were sent, and what went between stages."""
-        between = bytes_a_sample(self.job.stages, self.job.samples.dtype.itemsize)
-        return self.messages * self.job.virtual_time.row_bytes + self.samples * between
+        return self.messages * self.job.virtual_time.row_bytes + self.between
 
     def measure(
         self, samples: Samples, ids_m: Tensor, most_of_workers: int, progress: Progress = ignored
@@ -234,6 +235,7 @@ class Trainer:
             "virtual_seconds": self.virtual_seconds,
             "messages": self.messages,
             "samples": self.samples,
+            "between": self.between,
             "stopped": self.stopped,
             "losses": self._losses,
             "isolated": sorted(self.fleet.isolated),

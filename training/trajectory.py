@@ -38,7 +38,7 @@ class RecordedRun:
 
     def __init__(self, job: Job, rounds: int, run_dir: Path | None = None, memory_limit: float = 4e9):
         self.job = job
-        self.fleet = job.make_fleet()
+        self.fleet = job.make_fleet(job.sample_weights_n[None])  # whole: stages change no number
         self.derivatives = Derivatives(self.fleet)
         self.num_workers, self.P = self.fleet.num_workers, self.fleet.layout.P
         self.momentum, self.weight_decay = job.config.momentum, job.config.wd

@@ -72,6 +72,8 @@ def check_stages(config: Config) -> None:
         )
     if config.protocol == "fedasync":
         raise UsageError("--stages: how long stages take would change who is first under --protocol fedasync.")
+    if config.engine == "measure":
+        raise UsageError("--stages run on --engine threads or loop, which nothing has to be measured for: give one.")
     for name, given in (("amp", config.amp), ("dp_noise", config.dp_noise is not None)):
         if given:
             raise UsageError(f"--stages and --{name} do not go together yet: leave one of them out.")

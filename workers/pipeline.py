@@ -14,6 +14,7 @@ D floats a row.
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ class LabelsFirst(_PipelineScheduleRuntime):
         self._prepare_schedule_with_comms(order)
 
 
+# Where a peer is gone it prints its whole plan, dozens of lines, before the error that says so.
+logging.getLogger("torch.distributed.pipelining.schedules").setLevel(logging.CRITICAL)
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B}
 
 
@@ -192,11 +195,11 @@ def _mesh(pipelines: int, P: int) -> tuple[dist.ProcessGroup, dist.ProcessGroup]
     make all groups, in one order."""
     me = distributed.rank()
     rows = [[w * P + place for place in range(P)] for w in range(pipelines)]
-    groups = [rows, [list(column) for column in zip(*rows, strict=True)]]
+    columns = [list(column) for column in zip(*rows, strict=True)]
     mine = []
-    for several in groups:
+    for several, timeout in ((rows, distributed.STEP), (columns, distributed.WAIT)):  # a pipeline may wait for a round
         for ranks in several:
-            handle = dist.new_group(ranks, backend="gloo", timeout=distributed.STEP)
+            handle = dist.new_group(ranks, backend="gloo", timeout=timeout)
             if me in ranks:
                 mine.append(handle)
     return mine[0], mine[1]
