@@ -393,7 +393,8 @@ def test_a_lost_stage_is_named(tmp_path, rank, kind):
     os.kill(stage_process(process, rank), kind)
     _, said = process.communicate(timeout=800)
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert process.returncode != 0 and len(errors) <= 1 and "Traceback" not in said and "UNSHARD" not in said, said
+    assert process.returncode != 0 and len(errors) <= 1 and "UNSHARD" not in said, said
+    assert "pipeline.py" not in said, said  # torchrun prints a traceback of its own, a stage none
     for line in errors:
         assert f"stage {rank + 1} of 2 no longer answers" in line and "--resume" in line
     # On a busy machine torchrun may end the other process before it has said so, and names the rank itself.
