@@ -31,8 +31,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel ov
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, train, report. Returns the exit code: 0, or 2 where the user has to change something."""
-    from utils.args import Config, parse
+    from utils.args import Config
     from utils.errors import UsageError, refusal
+    from utils.parser import parse
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     config = folder = None

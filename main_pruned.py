@@ -30,9 +30,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel ov
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, then stage 1, scores, stage 2, comparison. Returns the exit code."""
-    from utils.args import parse
     from utils.awaited import AWAITS, ResultsMissing, each
     from utils.errors import UsageError, refusal
+    from utils.parser import parse
     from utils.pruning_args import PruningConfig
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)

@@ -25,8 +25,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads
 from benchmarks.common import table
 from training.build import Job
 from training.coalitions import all_coalitions
-from utils.args import parse
 from utils.errors import UsageError, refusal
+from utils.parser import parse
 from utils.progress import ignored
 from utils.records import write_json
 from utils.registry import VALUATIONS

@@ -31,9 +31,10 @@ from benchmarks.common import table
 from networks.blocks import blocks_of
 from training.build import Job, build
 from training.protocols import load_protocol
-from utils.args import Config, parse
+from utils.args import Config
 from utils.errors import UsageError, refusal
 from utils.influence.statistics import mean_interval
+from utils.parser import parse
 from utils.progress import bar
 from utils.records import write_json
 from visualization.leak import plot_leak

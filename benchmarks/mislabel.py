@@ -24,8 +24,8 @@ RATIOS = (0.85, 0.6)
 
 def main() -> int:
     """Parse, run, print."""
-    from utils.args import parse
     from utils.errors import UsageError
+    from utils.parser import parse
     from utils.pruning_args import PruningConfig
     from utils.records import write_json
 

@@ -32,8 +32,9 @@ WORLD = ["--speed_spread", "0.5", "--latency_ms", "20", "--bandwidth_mbps", "100
 def main() -> int:
     """Parse, run, print."""
     from training.run import run_folder, train_run
-    from utils.args import Config, parse
+    from utils.args import Config
     from utils.errors import UsageError
+    from utils.parser import parse
     from visualization.plot_utils import plot_compare
 
     try:

@@ -38,10 +38,10 @@ from training.build import Job
 from training.coalitions import train_coalitions
 from training.deal import with_workers
 from training.protocols import check_differentiable
-from utils.args import parse
 from utils.errors import UsageError, refusal
 from utils.influence import Options, score
 from utils.influence.statistics import auroc, f1, found_among_lowest, lower_cluster, mean_interval
+from utils.parser import parse
 from utils.progress import Progress, bar
 from utils.random import uniform
 from utils.records import write_json

@@ -28,9 +28,10 @@ from training.deal import with_workers
 from training.execution import Execution, find_device
 from training.protocols import Round, RoundPlan, finished, train_round
 from training.protocols.fedavg import FedAvg
-from utils.args import Config, differences, parse
+from utils.args import Config, differences
 from utils.digest import digest_tensors
 from utils.errors import UsageError
+from utils.parser import parse
 from workers.row_layout import RowLayout
 from workers.worker_vision import Fleet
 

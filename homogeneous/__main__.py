@@ -34,8 +34,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel ov
 def main(argv: list[str] | None = None) -> int:
     """Parse, learn, measure, draw. Returns the exit code."""
     from homogeneous.args import config_class
-    from utils.args import parse
     from utils.errors import UsageError, refusal
+    from utils.parser import parse
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:

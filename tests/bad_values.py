@@ -65,7 +65,13 @@ BAD: dict[str, tuple[str, ...]] = {
     "device": ("", "tpu", "cuda:99", "cuda:x", "cuda:-1", "meta", "gpu"),
     "dtype": (*NAME, "bfloat16"),
     "seeds": (*COUNT, "10001", HUGE),
-    "protocol": (*NAME, "fedprox"),
+    "protocol": (*NAME, "fedproxy"),
+    "torus": ("0", "-1", "1.5", "x", ""),
+    "qg_momentum": ("1", "-0.1", "nan", "some"),
+    "outer_momentum": ("1", "-0.1", "nan", "some"),
+    "compression_share": SHARE,
+    "compression_bits": (*COUNT, "1", "17"),
+    "consensus_step": SHARE,
 }
 
 BAD_PRUNING: dict[str, tuple[str, ...]] = {

@@ -25,7 +25,8 @@ from training.protocols import load_protocol
 from training.recipe import Recipe
 from training.retrain import retrain
 from training.trajectory import RecordedRun
-from utils.args import Config, parse
+from utils.args import Config
+from utils.parser import parse
 from workers.engine import Engine
 from workers.tuning import batch_parts, products
 from workers.worker_vision import Fleet

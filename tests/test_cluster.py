@@ -16,7 +16,7 @@ from command import arguments, prune, refused
 
 import main_pruned
 from federated.processes import descendants
-from utils.args import parse
+from utils.parser import parse
 from utils.pruning_args import PruningConfig
 
 ROOT = Path(main_pruned.__file__).parent

@@ -16,7 +16,7 @@ from command import same_tensors
 
 import main
 import main_pruned
-from tests.torchrun_jobs import MODES, config_of
+from tests.torchrun_jobs import ALGORITHMS, MEAN, MODES, config_of
 from training import checkpoint
 from training.build import find_device
 from training.run import run_folder, train_run
@@ -39,6 +39,9 @@ def alone(tmp_path_factory):
         train_run(config, run_folder(config) / "stage1")
     config = config_of("ring", folder, protocol="fedavg", fraction_fit=0.5)
     train_run(config, run_folder(config).with_name("fedavg") / "stage1")
+    for name, settings in ALGORITHMS.items():
+        config = config_of(name, folder, **settings)
+        train_run(config, run_folder(config) / "stage1")
     return folder
 
 
@@ -69,6 +72,16 @@ def test_the_run_is_the_same_over_processes(alone, tmp_path, processes):
         timeout=800,
         capture_output=True,
     )
+    for name in ALGORITHMS:
+        left, right = (final(folder / name / "stage1") for folder in (alone, tmp_path))
+        assert left.keys() == right.keys()
+        for tensor in left:
+            if name in MEAN:
+                torch.testing.assert_close(left[tensor], right[tensor], rtol=1e-5, atol=1e-6, msg=f"{name} {tensor}")
+            else:
+                assert torch.equal(left[tensor], right[tensor]), (name, tensor)
+        summaries = [json.loads((f / name / "stage1/summary.json").read_text()) for f in (alone, tmp_path)]
+        assert summaries[0]["bytes"] == summaries[1]["bytes"] > 0
     for mode in (*MODES, "fedavg"):
         one, many = alone / mode / "stage1", tmp_path / mode / "stage1"
         for name in ("rows", "momentum"):

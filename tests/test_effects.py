@@ -10,9 +10,10 @@ import pytest
 from command import metrics, refused, same_tensors, train
 
 import main_pruned
-from utils.args import Config, parse
+from utils.args import Config
 from utils.effects import ALWAYS, EFFECTS, rows_of
 from utils.errors import UsageError
+from utils.parser import parse
 from utils.pruning_args import PruningConfig
 
 IN_TABLE = {name for row in EFFECTS for name in row.flags}
@@ -23,6 +24,23 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "horizon": [("--horizon 2", "--horizon 2 --dataset_name timeseries")],
     "sound_seconds": [("--sound_seconds 2", "--sound_seconds 2 --dataset_name audiofolder")],
     "neighbors": [("--neighbors 4", "--neighbors 4 --mode nearest")],
+    "base_neighbors": [("--base_neighbors 2", "--base_neighbors 2 --mode base")],
+    "torus": [("--torus 2 4", "--torus 2 4 --mode torus")],
+    "branches": [("--branches 3", "--branches 3 --mode tree")],
+    "order": [("--order cta --protocol qg", "--order cta")],
+    "qg_momentum": [("--qg_momentum 0.5", "--qg_momentum 0.5 --protocol qg")],
+    "compression": [("--compression sign", "--compression sign --protocol choco")],
+    "compression_share": [
+        ("--compression_share 0.5 --protocol choco --compression sign", "--compression_share 0.5 --protocol choco")
+    ],
+    "compression_bits": [
+        ("--compression_bits 8 --protocol choco", "--compression_bits 8 --protocol choco --compression quantize")
+    ],
+    "consensus_step": [("--consensus_step 0.5", "--consensus_step 0.5 --protocol choco")],
+    "outer_lr": [("--outer_lr 0.5", "--outer_lr 0.5 --protocol diloco")],
+    "outer_momentum": [("--outer_momentum 0.5", "--outer_momentum 0.5 --protocol diloco")],
+    "prox": [("--prox 0.1 --protocol fedavg", "--prox 0.1 --protocol fedprox")],
+    "server_lr": [("--server_lr 0.5", "--server_lr 0.5 --protocol scaffold")],
     "dataset_path": [("--dataset_path x", "--dataset_path x --dataset_name cifar10")],
     "download": [
         ("--download", "--download --dataset_name svhn"),

@@ -23,8 +23,9 @@ from tests.runs import digits_job
 from training.build import build
 from training.protocols import load_protocol
 from training.walk import Walks
-from utils.args import Config, parse
+from utils.args import Config
 from utils.errors import UsageError
+from utils.parser import parse
 from utils.progress import ignored
 
 SMALL = ("--quiet", "--threads", "1", "--max_hops", "8", "--seeds", "2", "--max_train", "400", "--num_workers", "5",

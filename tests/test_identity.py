@@ -217,7 +217,7 @@ def test_a_replay_of_a_run_that_stopped_early_stops_there(tmp_path):
 def test_stage_2_makes_as_many_steps_as_stage_1(tmp_path, protocol):
     from training.build import build
     from training.protocols import load_protocol
-    from utils.args import parse
+    from utils.parser import parse
 
     run = prune(tmp_path, "--protocol", protocol, "--pruning_algorithm", "random", "--train_ratio", "0.3")
 

@@ -19,8 +19,9 @@ import training.execution
 from data.batches import Samples
 from data.dataset_loader import load_dataset
 from utils import args, registry
-from utils.args import Config, parse
+from utils.args import Config
 from utils.influence.method import Method
+from utils.parser import parse
 from utils.pruning_args import PruningConfig
 from utils.records import read_labels, read_partition, read_topology
 from utils.scheduler import SCHEDULERS

@@ -14,8 +14,9 @@ from command import arguments, load, prune, refused, summary, train
 import main
 import main_pruned
 from training.run import each_seed, own_folder
-from utils.args import Config, parse
+from utils.args import Config
 from utils.lock import locked
+from utils.parser import parse
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

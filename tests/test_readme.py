@@ -14,7 +14,8 @@ import data.resize
 import main
 import main_pruned
 from tests.test_architecture import ROOT
-from utils.args import Config, parse
+from utils.args import Config
+from utils.parser import parse
 from utils.pruning_args import PruningConfig
 from valuation.args import ValuationConfig
 

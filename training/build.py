@@ -113,6 +113,11 @@ class Job:
             **split.in_time(self.stages, self.execution.batch_parts, c, self.samples.dtype.itemsize),
         )
 
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of a worker's parameters, without the statistics of BatchNorm."""
+        return self.engine.layout.num_parameters * self.samples.dtype.itemsize
+
     @cached_property
     def sample_products(self) -> int:
         """Multiplications of a forward pass of one sample."""
@@ -248,6 +253,9 @@ def topology_of(config: Config, dataset: Dataset, owners: list[int] | None) -> T
         derive_seed(config.seed, "topology") % 2**32,
         path=config.topology_file,
         neighbors=config.neighbors,
+        base_neighbors=config.base_neighbors,
+        torus=config.torus,
+        branches=config.branches,
         positions_NX=dataset.owners.positions_GX[owners].numpy() if known else None,
     )
 

@@ -70,10 +70,16 @@ def restore(fleet: Fleet, tensors: dict[str, Tensor]) -> None:
     def placed(tensor: Tensor) -> Tensor:
         return fleet.layout.from_canonical(tensor).to(fleet.device)
 
-    here = slice(None) if len(fleet.owned) == fleet.num_workers else slice(fleet.owned.start, fleet.owned.stop)
-    fleet.rows_RD.copy_(placed(tensors["rows"][here]))  # in place: a recorded step knows where the rows lie
-    fleet.state_RS.copy_(state_from_canonical(fleet.optimizer, fleet.layout, tensors["momentum"][here]))
-    fleet.extra = {n.removeprefix("extra."): placed(t).clone() for n, t in tensors.items() if n.startswith("extra.")}
+    def here(tensor: Tensor) -> Tensor:
+        if len(fleet.owned) == fleet.num_workers:
+            return tensor
+        block = fleet.block_of(len(tensor))
+        return tensor[block.start : block.stop]
+
+    fleet.rows_RD.copy_(placed(here(tensors["rows"])))  # in place: a recorded step knows where the rows lie
+    fleet.state_RS.copy_(state_from_canonical(fleet.optimizer, fleet.layout, here(tensors["momentum"])))
+    extra = {n.removeprefix("extra."): t for n, t in tensors.items() if n.startswith("extra.")}
+    fleet.extra = {name: placed(here(tensor)).clone() for name, tensor in extra.items()}
 
 
 def write(
@@ -148,9 +154,7 @@ def read(path: Path, run: str | None = None) -> Checkpoint:
         raise ValueError(f"{path} belongs to another run")
     if any(piece.round != round_of(path) for piece in pieces):
         raise ValueError(f"{path} belongs to another round")
-    tensors = pieces[0].tensors
-    for name in ("rows", "momentum"):
-        tensors[name] = torch.cat([piece.tensors[name] for piece in pieces])
+    tensors = {name: torch.cat([piece.tensors[name] for piece in pieces]) for name in pieces[0].tensors}
     return dataclasses.replace(pieces[0], tensors=tensors)
 
 

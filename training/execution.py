@@ -57,8 +57,9 @@ def first_execution(config: Config, model: nn.Module, samples: Samples, batches:
 
 def optimizer_of(config: Config) -> Optimizer:
     """What a local step is."""
-    settings = {"momentum": config.momentum, "weight_decay": config.wd}
-    if config.optimizer != "sgd":
+    weight_decay = load_protocol(config.protocol).weight_decay(config)
+    settings = {"momentum": config.momentum, "weight_decay": weight_decay}
+    if config.optimizer not in ("sgd", "nesterov"):
         settings |= {"beta2": config.beta2, "eps": config.eps}
     return load(OPTIMIZERS, config.optimizer, "optimizer")(**settings)
 

@@ -25,6 +25,7 @@ from training.protocols import load_protocol
 from training.trainer import train
 from utils.args import Config, differences
 from utils.digest import digest_json
+from utils.effects import asks_graph
 from utils.errors import LEDGER, UsageError, check_installed
 from utils.lock import locked
 from utils.progress import within
@@ -48,7 +49,8 @@ def run_name(config: Config) -> str:
         return config.run_name
     kind = config.partition_kind
     shards = {"dirichlet": f"dirichlet{config.alpha:g}", "shards": f"shards{config.shards_per_worker}"}.get(kind, kind)
-    who = config.mode if config.protocol == "gossip" else config.protocol
+    names = [config.protocol] * (config.protocol != "gossip") + [config.mode] * asks_graph(config)
+    who = "-".join(names)
     data = [config.dataset_name, Path(config.dataset_path).resolve().name if config.dataset_path else ""]
     main = ["-".join(filter(None, dict.fromkeys(data))), config.model, f"{who}{config.num_workers}", shards]
     others = [f"{name}{_short(value)}" for name, value in settings_of(config).items() if name not in NAMED]

@@ -22,6 +22,8 @@ from workers.row_layout import RowLayout
 from workers.stages import Stage, cut, processes_of
 from workers.tuning import splits
 
+COLUMNS = ("gossip", "local", "fedavg", "chained")  # protocols that mix rows, and keep nothing beside
+
 
 def in_processes(config: Config) -> bool:
     """Whether each stage has a process of its own."""
@@ -70,6 +72,8 @@ def check_processes(config: Config, model: nn.Module, execution: Execution, shap
             f"{f', or a multiple of it{most}' if most else ''}: a pipeline is {P} processes, and these are {world}."
         )
     reason = load_protocol(config.protocol).not_linear(config)
+    if config.protocol not in COLUMNS or config.order == "cta" or config.server_momentum:
+        reason = f"--protocol {config.protocol} as it is here"
     if reason is not None or config.on_bad_worker == "isolate":
         raise UsageError(
             f"stages in processes of their own mix linearly, column by column: {reason or '--on_bad_worker isolate'} "

@@ -21,11 +21,12 @@ from training.build import Job, describe
 from training.evaluation import evenly_spread, plan_evaluations
 from training.identity import check_identity
 from training.observers import observers_of
-from training.protocols import load_protocol
+from training.protocols import Round, load_protocol
 from training.result import save_result
 from training.round_losses import LateLosses
 from training.split import bytes_a_sample, in_words
 from utils.early_stopping import EarlyStopping
+from utils.effects import asks_graph
 from utils.progress import Progress, bar, ignored
 from utils.records import write_json, write_labels, write_partition, write_sources
 from workers import distributed
@@ -68,7 +69,7 @@ class Trainer:
         self.evaluations = plan_evaluations(job, self.rounds, 0 if self.shared else self.config.num_workers, every)
         self.task = job.dataset.task
         self.observers = observers_of(self)
-        self.samples = self.between = 0  # trained on; bytes that stages sent each other
+        self.samples = self.bytes = 0  # trained on; sent, by workers and by stages
         self.done = 0
         self.resumed = False
         self.seconds = self.virtual_seconds = 0.0
@@ -99,6 +100,7 @@ class Trainer:
             self._warn_of_exposed()
             for leftover in self.run_dir.rglob(".*.tmp"):  # of a kill while writing
                 leftover.unlink()
+        self.protocol.start(self.fleet, self.job)
         found = checkpoint.latest(self.run_dir / "checkpoints", self.job.identity["digest"])
         self.resumed = found is not None
         if found is not None:
@@ -106,7 +108,7 @@ class Trainer:
             self.done = found.round
             self.seconds, self.virtual_seconds = found.state["seconds"], found.state["virtual_seconds"]
             self.messages, self.samples = found.state["messages"], found.state["samples"]
-            self.between = found.state.get("between", 0)  # runs of older versions had no stages
+            self.bytes = found.state.get("bytes", self.messages * self.job.virtual_time.row_bytes)  # of older versions
             self.stopped = found.state["stopped"]
             self._losses = found.state["losses"]
             self.fleet.isolated = set(found.state["isolated"])
@@ -153,7 +155,7 @@ class Trainer:
             self.virtual_seconds += event.seconds
             self.messages += event.messages
             self.samples += event.samples
-            self.between += event.samples * bytes_a_sample(self.job.stages, self.job.samples.dtype.itemsize)
+            self.bytes += self._bytes(event)
             self._losses += self._late.put(event)
             for observer in self.observers:
                 observer.round(event)
@@ -188,7 +190,7 @@ class Trainer:
             "seconds": seconds,
             "virtual_seconds": self.virtual_seconds,
             "messages": self.messages,
-            "bytes": self._bytes(),
+            "bytes": self.bytes,
         }
         for observer in self.observers:
             observer.evaluation(line)
@@ -196,9 +198,11 @@ class Trainer:
         if self.done > 0:
             self.stopped = distributed.share_json(self.stopping.update(line["consensus_val_loss"]))
 
-    def _bytes(self) -> int:
-        """Rows that were sent, and what went between stages."""
-        return self.messages * self.job.virtual_time.row_bytes + self.between
+    def _bytes(self, event: Round) -> int:
+        """What was sent in a round between workers, and between stages."""
+        between = event.samples * bytes_a_sample(self.job.stages, self.job.samples.dtype.itemsize)
+        sent = event.messages * self.job.virtual_time.row_bytes if event.sent_bytes is None else event.sent_bytes
+        return sent + between
 
     def measure(
         self, samples: Samples, ids_m: Tensor, most_of_workers: int, progress: Progress = ignored
@@ -235,7 +239,7 @@ class Trainer:
             "virtual_seconds": self.virtual_seconds,
             "messages": self.messages,
             "samples": self.samples,
-            "between": self.between,
+            "bytes": self.bytes,
             "stopped": self.stopped,
             "losses": self._losses,
             "isolated": sorted(self.fleet.isolated),
@@ -278,7 +282,7 @@ class Trainer:
             "seconds": self.seconds,
             "virtual_seconds": self.virtual_seconds,
             "messages": self.messages,
-            "bytes": self._bytes(),
+            "bytes": self.bytes,
             **job.decisions,
         }
         for observer in self.observers:
@@ -290,7 +294,7 @@ def headline(job: Job, rounds: int) -> str:
     """What is about to be trained, in a line: samples, classes, shapes, workers, rounds, execution."""
     config, data, sizes_N = job.config, job.dataset, job.batches.lengths_N
     shape = " x ".join(map(str, data.inputs_n.shape[1:]))
-    graph = f" on {config.mode}" if config.protocol == "gossip" else ""
+    graph = f" on {config.mode}" if asks_graph(config) else ""
     execution = [job.execution.device, job.execution.engine, "channels_last" if job.execution.channels_last else ""]
     parts = job.execution.batch_parts
     execution += [f"batches in {parts} parts" if parts > 1 and not job.stages else in_words(config, job.stages, parts)]

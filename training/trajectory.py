@@ -27,6 +27,8 @@ from utils.devices import send
 from utils.influence.trajectory import LastLayer, Step, StepAdjoint
 from utils.progress import Progress, ignored
 from workers.derivatives import Derivatives, piece_size
+from workers.rounds import end_round
+from workers.worker_vision import State
 
 
 class RecordedRun:
@@ -41,7 +43,9 @@ class RecordedRun:
         self.fleet = job.make_fleet(job.sample_weights_n[None])  # whole: stages change no number
         self.derivatives = Derivatives(self.fleet)
         self.num_workers, self.P = self.fleet.num_workers, self.fleet.layout.P
-        self.momentum, self.weight_decay = job.config.momentum, job.config.wd
+        optimizer = self.fleet.optimizer
+        self.momentum, self.weight_decay = optimizer.momentum, optimizer.weight_decay
+        self.nesterov = getattr(optimizer, "nesterov", False)
         self._protocol = load_protocol(job.config.protocol)
         check_differentiable(job.config)
         self.rounds = rounds
@@ -50,7 +54,8 @@ class RecordedRun:
         self.num_steps = self._first_step[-1]
         state_bytes = self.fleet.rows_RD.numel() * self.fleet.rows_RD.element_size()
         self.states_in_memory = max(2, int(min(memory_limit / state_bytes, 1e12)))
-        self._start = (self.fleet.rows_RD.clone(), self.fleet.state_RS.clone())
+        self._protocol.start(self.fleet, job)
+        self._start = self.fleet.copied()
         self._now = 0
         self._on_disk: dict[int, Path] = {}
         if run_dir is not None:
@@ -86,20 +91,18 @@ class RecordedRun:
         """One local step forward."""
         step = self.step(self._now)
         train_step(self.fleet, step)
-        if step.mixing is not None:
-            self.fleet.mix(step.mixing, step.mix_momentum)
+        if step.last:
+            end_round(self.fleet, step.round)
         self._replayed(self._now)
         self._now += 1
 
-    def _go(self, t: int, held: dict[int, tuple[Tensor, Tensor]] | None = None) -> None:
+    def _go(self, t: int, held: dict[int, State] | None = None) -> None:
         """Bring the fleet to the state before step t, from wherever that takes the fewest steps."""
         held = held or {}
         best = max([u for u in (*held, *self._on_disk) if u <= t], default=0)
         if not best <= self._now <= t:
             if best in held or best == 0 and 0 not in self._on_disk:
-                rows, state = held.get(best, self._start)
-                self.fleet.rows_RD.copy_(rows)  # in place: a recorded step knows where the rows lie
-                self.fleet.state_RS.copy_(state)
+                self.fleet.put_back(held.get(best, self._start))
             else:
                 try:
                     found = checkpoint.read(self._on_disk[best], self.job.identity["digest"])
@@ -163,7 +166,8 @@ class RecordedRun:
             while states:
                 yield start + len(states) - 1, states.pop()
             return
-        # A state at a cut carries its momentum, so it takes the room of two; the start is held already.
+        # A state at a cut carries its momentum, so it takes the room of two (and what a protocol keeps, which is not
+        # counted); the start is held already.
         # As few cuts as leave room for a whole piece; where none do, half of the room goes to cuts and
         # the pieces are cut again, at one more replay.
         whole = (c for c in range(1, room // 2) if 2 * c - (-length // (c + 1)) <= room)
@@ -172,7 +176,7 @@ class RecordedRun:
         starts = [start + length * c // (cuts + 1) for c in range(cuts + 1)]
         for t in starts[1:]:
             self._go(t, held)
-            held[t] = (self.fleet.rows_RD.clone(), self.fleet.state_RS.clone())
+            held[t] = self.fleet.copied()
         for piece, piece_stop in reversed(list(zip(starts, [*starts[1:], stop], strict=True))):
             yield from self._segment(piece, piece_stop, held, max(2, room - 2 * cuts))
             if piece != start:

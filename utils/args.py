@@ -1,24 +1,20 @@
 """The command line and the configuration it makes: one line a flag.
 
 Every flag is a field of a frozen dataclass, with its default, its group in ``--help``, its help and
-its check. ``parse`` turns argv into the dataclass; ``--config FILE`` starts from a recorded run's
+its check. ``utils.parser.parse`` turns argv into the dataclass; ``--config FILE`` starts from a recorded run's
 config.json. To add a flag, add a field.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-import typing
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from utils.contradictions import check_together
-from utils.effects import check_given
 from utils.flags import (
     BELOW_ONE,
+    BITS,
     FRACTION,
     NOT_ABOVE_ONE,
     NOT_NEGATIVE,
@@ -29,11 +25,9 @@ from utils.flags import (
     check_fields,
     flag,
 )
-from utils.parser import EPILOG, Help, Parser, add_flag, unknown_flag
-from utils.recorded import read_recorded, recorded_fields, recorded_files
 from utils.registry import CHAIN_ORDERS, DATASETS, NETWORKS, OPTIMIZERS, PARTITIONS, PROTOCOLS, TOPOLOGIES
 
-C = TypeVar("C", bound="Config")
+COMPRESSIONS = ("none", "top_k", "random_k", "sign", "quantize")
 SCHEDULES = ("constant", "multistep", "exponential", "cosine")
 
 
@@ -120,6 +114,9 @@ class Config:
         None, "topology", "--mode file: an edge list, or a mixing matrix (row = receiver)", metavar="FILE"
     )
     neighbors: int = flag(3, "topology", "--mode nearest: workers that each is linked to at least", check=POSITIVE)
+    base_neighbors: int = flag(1, "topology", "--mode base: most workers that each talks to in a round", check=POSITIVE)
+    torus: tuple[int, ...] = flag((), "topology", "--mode torus: its sizes, as in 2 4 4", check=POSITIVE)
+    branches: int = flag(2, "topology", "--mode tree: workers below each", check=POSITIVE)
     num_workers: int = flag(
         None,
         "topology",
@@ -145,16 +142,34 @@ class Config:
     )
 
     # protocols
-    fraction_fit: float = flag(1.0, "protocols", "fedavg: share of the workers that the server samples", check=SHARE)
+    order: str = flag(
+        "atc", "protocols", "gossip: adapt, then combine; or the other way round, both at once", choices=("atc", "cta")
+    )
+    qg_momentum: float = flag(
+        0.9, "protocols", "qg: how much of the momentum stays, against the last move", check=BELOW_ONE
+    )
+    compression: str = flag("top_k", "protocols", "choco: what of a difference is sent", choices=COMPRESSIONS)
+    compression_share: float = flag(0.05, "protocols", "choco, top_k and random_k: share that is sent", check=SHARE)
+    compression_bits: int = flag(4, "protocols", "choco, quantize: bits a number", check=BITS)
+    consensus_step: float = flag(0.3, "protocols", "choco: X of the way to the neighbours a round", check=SHARE)
+    outer_lr: float = flag(0.7, "protocols", "diloco: learning rate of the outer step", check=POSITIVE)
+    outer_momentum: float = flag(0.9, "protocols", "diloco: momentum of the outer step", check=BELOW_ONE)
+    prox: float = flag(0.01, "protocols", "fedprox: X in the penalty (X / 2) |x - server's|^2", check=NOT_NEGATIVE)
+    server_lr: float = flag(1.0, "protocols", "scaffold: learning rate of the server", check=POSITIVE)
+    fraction_fit: float = flag(
+        1.0, "protocols", "fedavg, fedprox, scaffold: share of the workers that the server samples", check=SHARE
+    )
     local_epochs: int = flag(
-        1, "protocols", "fedavg, fedasync, chained: epochs that a worker trains before it sends", check=POSITIVE
+        1, "protocols", "fedavg, fedprox, scaffold, fedasync, chained: epochs that a worker trains before it sends",
+        check=POSITIVE,
     )
     server_weights: str = flag(
-        "samples", "protocols", "fedavg: by what the server weighs what workers send", choices=("samples", "equal")
+        "samples", "protocols", "fedavg, fedprox, scaffold: by what the server weighs what workers send",
+        choices=("samples", "equal"),
     )
     server_momentum: float = flag(0.0, "protocols", "fedavg: momentum of the server", check=BELOW_ONE)
     keep_momentum: bool = flag(
-        False, "protocols", "fedavg, fedasync: a worker keeps its momentum when it gets a new model"
+        False, "protocols", "fedavg, fedprox, fedasync: a worker keeps its momentum when it gets a new model"
     )
     async_alpha: float = flag(0.6, "protocols", "fedasync: weight of an arriving model", check=SHARE)
     staleness_exponent: float = flag(
@@ -281,7 +296,7 @@ class Config:
 
     # run
     protocol: str = flag(
-        "gossip", "run", "who averages: neighbours, nobody, a server, or one after the other", choices=tuple(PROTOCOLS)
+        "gossip", "run", "how workers train together (docs/algorithms.md)", choices=tuple(PROTOCOLS)
     )
     results_dir: str = flag("results", "run", "folder of all runs", changes_results=False, metavar="FOLDER")
     run_name: str | None = flag(
@@ -361,36 +376,3 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     defaults = {f.name: f.default for f in dataclasses.fields(Config)}
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
     return [k for k in sorted({*a, *b}) if a.get(k, plain.get(k)) != b.get(k, plain.get(k))]
-
-
-def parse(config_class: type[C], argv: Sequence[str] | None, description: str, varied: bool = False) -> C:
-    """argv as a ``config_class``. ``varied``: what comes out is changed before it is run, so whether a flag counts is
-    not known yet. Raises :class:`UsageError` on unknown flags and bad values, and where flags contradict each other;
-    warns of flags that do nothing."""
-    name = Path(sys.argv[0])
-    parser = Parser(
-        prog=f"python -m {name.parent.name}" if name.name == "__main__.py" else None,
-        description=description,
-        usage="%(prog)s [--flag value ...]",
-        epilog=EPILOG,
-        formatter_class=Help,
-        allow_abbrev=False,
-    )
-    hints = typing.get_type_hints(config_class)
-    fields = dataclasses.fields(config_class)
-    groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(f.metadata["group"] for f in fields)}
-    for f in fields:
-        add_flag(groups[f.metadata["group"]], f, hints[f.name])
-    known, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise unknown_flag(unknown, [f.name for f in fields])
-    given = vars(known)
-    if "config" not in given:
-        config = config_class(**given)
-    else:
-        record = read_recorded(given["config"])
-        config = config_class(**{**recorded_fields(f"--config {given['config']}", record, hints), **given})
-        config = dataclasses.replace(config, **recorded_files(given["config"], record, config, given))
-    if not varied:
-        check_given(config, given)
-    return config

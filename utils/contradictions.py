@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from utils.args import Config
 
 
+LEDGERED = ("gossip", "local", "fedavg", "fedasync", "chained")
+
+
 def check_together(config: Config) -> None:
     """Raises :class:`UsageError` where two settings of a configuration contradict each other."""
     if config.mode == "file" and not config.topology_file:
@@ -38,6 +41,19 @@ def check_together(config: Config) -> None:
             "--aggregation, --byzantine and --on_bad_worker isolate are about gossip: leave out "
             f"--protocol {config.protocol}."
         )
+
+    if robust and config.order == "cta":
+        raise UsageError("--order cta adds to averages: --aggregation, --byzantine and --on_bad_worker need atc.")
+    if config.mode == "torus" and not config.torus:
+        raise UsageError("--mode torus needs --torus: its sizes, as in --torus 4 4, whose product is the workers'.")
+    if config.ledger is not None and config.protocol not in LEDGERED:
+        raise UsageError(
+            f"--ledger records rows that are sent and mixed, and --protocol {config.protocol} sends more than these: "
+            f"it takes {', '.join(LEDGERED[:-1])} and {LEDGERED[-1]}."
+        )
+    if config.ledger is not None and (config.order == "cta" or config.server_momentum and config.protocol == "fedavg"):
+        raise UsageError("--ledger records rows that are sent after the local steps and mixed: leave out --order cta "
+                         "and --server_momentum.")  # fmt: skip
 
     if config.stages > 1:
         check_stages(config)

@@ -16,6 +16,7 @@ from typing import Any
 
 from utils.errors import UsageError
 
+SERVERS = ("fedavg", "fedprox", "scaffold")  # whose server averages
 Condition = Callable[[Any], bool]  # of a Config; rows on flags of main_pruned.py get a PruningConfig
 
 
@@ -34,10 +35,11 @@ def _only(name: str, *values: Any) -> Condition:
     return lambda c: getattr(c, name) in values
 
 
-def _gossips(c: Any) -> bool:
+def asks_graph(c: Any) -> bool:
+    """Whether the protocol of a configuration asks who is whose neighbour."""
     if c.protocol == "chained":
         return c.chain_order in ("shortest", "policy")
-    return c.protocol not in ("local", "fedavg", "fedasync")
+    return c.protocol not in ("local", "diloco", *SERVERS, "fedasync")
 
 
 def _model(c: Any) -> str:
@@ -116,7 +118,7 @@ EFFECTS: tuple[Effect, ...] = (
     # who averages with whom
     Effect(
         ("mode", "topology_file"),
-        _gossips,
+        asks_graph,
         "--protocol {protocol} asks no graph who is whose neighbour (gossip does, and chained with --chain_order "
         "shortest or policy)",
     ),
@@ -126,25 +128,52 @@ EFFECTS: tuple[Effect, ...] = (
         "one worker has nobody to average with",
     ),
     Effect(("neighbors",), _only("mode", "nearest"), "it needs --mode nearest"),
+    Effect(("base_neighbors",), _only("mode", "base"), "it needs --mode base"),
+    Effect(("torus",), _only("mode", "torus"), "it needs --mode torus"),
+    Effect(("branches",), _only("mode", "tree"), "it needs --mode tree"),
     Effect(("topology_file",), _only("mode", "file"), "it needs --mode file"),
     Effect(
         ("local_steps",),
-        lambda c: c.protocol not in ("fedavg", "fedasync", "chained"),
+        lambda c: c.protocol not in (*SERVERS, "fedasync", "chained"),
         "--protocol {protocol} counts in --local_epochs",
     ),
     # protocols
     Effect(
-        ("fraction_fit", "server_momentum", "server_weights"),
-        _only("protocol", "fedavg"),
-        "it needs --protocol fedavg",
+        ("fraction_fit", "server_weights"),
+        _only("protocol", *SERVERS),
+        "it needs --protocol fedavg, fedprox or scaffold",
     ),
+    Effect(("server_momentum",), _only("protocol", "fedavg", "fedprox"), "it needs --protocol fedavg or fedprox"),
     Effect(
         ("local_epochs",),
-        _only("protocol", "fedavg", "fedasync", "chained"),
-        "it needs --protocol fedavg, fedasync or chained; --protocol {protocol} counts in --local_steps",
+        _only("protocol", *SERVERS, "fedasync", "chained"),
+        "it needs --protocol fedavg, fedprox, scaffold, fedasync or chained; --protocol {protocol} counts in "
+        "--local_steps",
     ),
-    Effect(("keep_momentum",), _only("protocol", "fedavg", "fedasync"), "it needs --protocol fedavg or fedasync"),
-    Effect(("keep_momentum",), lambda c: c.momentum > 0 or c.optimizer != "sgd", "--momentum is 0"),
+    Effect(
+        ("keep_momentum",),
+        _only("protocol", *SERVERS, "fedasync"),
+        "it needs --protocol fedavg, fedprox or fedasync",
+    ),
+    Effect(
+        ("keep_momentum",), lambda c: c.momentum > 0 or c.optimizer not in ("sgd", "nesterov"), "--momentum is 0"
+    ),
+    Effect(("order",), _only("protocol", "gossip"), "it needs --protocol gossip"),
+    Effect(("qg_momentum",), _only("protocol", "qg"), "it needs --protocol qg"),
+    Effect(("compression", "consensus_step"), _only("protocol", "choco"), "it needs --protocol choco"),
+    Effect(
+        ("compression_share",),
+        lambda c: c.protocol == "choco" and c.compression in ("top_k", "random_k"),
+        "it needs --protocol choco and --compression top_k or random_k",
+    ),
+    Effect(
+        ("compression_bits",),
+        lambda c: c.protocol == "choco" and c.compression == "quantize",
+        "it needs --protocol choco and --compression quantize",
+    ),
+    Effect(("outer_lr", "outer_momentum"), _only("protocol", "diloco"), "it needs --protocol diloco"),
+    Effect(("prox",), _only("protocol", "fedprox"), "it needs --protocol fedprox"),
+    Effect(("server_lr",), _only("protocol", "scaffold"), "it needs --protocol scaffold"),
     Effect(
         ("async_alpha", "staleness_exponent", "buffer_size"),
         _only("protocol", "fedasync"),

@@ -22,6 +22,7 @@ NOT_ABOVE_ONE: Check = (lambda v: 0 <= v <= 1, "must be at least 0 and at most 1
 BELOW_ONE: Check = (lambda v: 0 <= v < 1, "must be at least 0 and below 1")
 PIXELS: Check = (lambda v: 1 <= v <= 4096, "must be from 1 to 4096 pixels")
 SHARE: Check = (lambda v: 0 < v <= 1, "must be above 0 and at most 1")
+BITS: Check = (lambda v: 2 <= v <= 16, "must be from 2 to 16")
 SEEDS: Check = (lambda v: 1 <= v <= 10_000, "must be from 1 to 10000")  # more are a mistake in typing, days later
 
 

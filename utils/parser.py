@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import textwrap
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from utils.effects import check_given
 from utils.errors import UsageError, nearest
+from utils.recorded import read_recorded, recorded_fields, recorded_files
+
+if TYPE_CHECKING:
+    from utils.args import Config
+
+C = TypeVar("C", bound="Config")
 
 METAVARS = {int: "N", float: "X", str: "NAME"}  # what --help calls a value, where its flag does not say
 
@@ -100,3 +109,36 @@ class _Boolean(argparse.Action):
         else:
             parser.error(f"{option_string}: '{values}' is neither True nor False")
         setattr(namespace, self.dest, value != negated)
+
+
+def parse(config_class: type[C], argv: Sequence[str] | None, description: str, varied: bool = False) -> C:
+    """argv as a ``config_class``. ``varied``: what comes out is changed before it is run, so whether a flag counts is
+    not known yet. Raises :class:`UsageError` on unknown flags and bad values, and where flags contradict each other;
+    warns of flags that do nothing."""
+    name = Path(sys.argv[0])
+    parser = Parser(
+        prog=f"python -m {name.parent.name}" if name.name == "__main__.py" else None,
+        description=description,
+        usage="%(prog)s [--flag value ...]",
+        epilog=EPILOG,
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
+    hints = typing.get_type_hints(config_class)
+    fields = dataclasses.fields(config_class)
+    groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(f.metadata["group"] for f in fields)}
+    for f in fields:
+        add_flag(groups[f.metadata["group"]], f, hints[f.name])
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise unknown_flag(unknown, [f.name for f in fields])
+    given = vars(known)
+    if "config" not in given:
+        config = config_class(**given)
+    else:
+        record = read_recorded(given["config"])
+        config = config_class(**{**recorded_fields(f"--config {given['config']}", record, hints), **given})
+        config = dataclasses.replace(config, **recorded_files(given["config"], record, config, given))
+    if not varied:
+        check_given(config, given)
+    return config

@@ -65,16 +65,20 @@ PARTITIONS = {  # (strata, workers, seed, **options) -> shards: utils/partition.
     "natural": "utils.partition:natural_partition",
 }
 
-TOPOLOGIES = {  # (num_workers, **options) -> mixing matrices: utils/topology.py
-    "ring": "utils.topology:ring",
-    "all": "utils.topology:complete",
-    "exponential": "utils.topology:exponential",
-    "exponential_one_peer": "utils.topology:exponential_one_peer",
-    "grid": "utils.topology:grid",
-    "star": "utils.topology:star",
-    "random": "utils.topology:random",
-    "nearest": "utils.topology:nearest",
-    "file": "utils.topology:from_file",
+TOPOLOGIES = {  # (num_workers, **options) -> mixing matrices: utils/topologies.py
+    "ring": "utils.topologies:ring",
+    "all": "utils.topologies:complete",
+    "exponential": "utils.topologies:exponential",
+    "exponential_one_peer": "utils.topologies:exponential_one_peer",
+    "base": "utils.topologies:base",
+    "grid": "utils.topologies:grid",
+    "torus": "utils.topologies:torus",
+    "line": "utils.topologies:line",
+    "tree": "utils.topologies:tree",
+    "star": "utils.topologies:star",
+    "random": "utils.topologies:random",
+    "nearest": "utils.topologies:nearest",
+    "file": "utils.topologies:from_file",
 }
 
 CHAIN_ORDERS = {  # who trains a walking model next: training/protocols/chained.py
@@ -86,14 +90,24 @@ CHAIN_ORDERS = {  # who trains a walking model next: training/protocols/chained.
 
 OPTIMIZERS = {  # (**settings) -> Optimizer: workers/optimizers.py
     "sgd": "workers.optimizers:sgd",
+    "nesterov": "workers.optimizers:nesterov",
     "adam": "workers.optimizers:adam",
     "adamw": "workers.optimizers:adamw",
 }
 
 PROTOCOLS = {  # a subclass of training.protocols.Protocol
     "gossip": "training.protocols.gossip:Gossip",
+    "qg": "training.protocols.qg:QuasiGlobalMomentum",
+    "d2": "training.protocols.d2:D2",
+    "tracking": "training.protocols.tracking:GradientTracking",
+    "choco": "training.protocols.choco:Choco",
+    "relay": "training.protocols.relay:RelaySGD",
+    "pushsum": "training.protocols.pushsum:PushSum",
     "local": "training.protocols.local:Local",
+    "diloco": "training.protocols.diloco:DiLoCo",
     "fedavg": "training.protocols.fedavg:FedAvg",
+    "fedprox": "training.protocols.fedprox:FedProx",
+    "scaffold": "training.protocols.scaffold:Scaffold",
     "fedasync": "training.protocols.fedasync:FedAsync",
     "chained": "training.protocols.chained:Chained",
 }

@@ -4,35 +4,33 @@ A topology is one or more N x N mixing matrices W, sparse; row = receiver: after
 holds sum_j W[i, j] * x_j. Every row sums to 1, and no weight is negative. A topology of several
 matrices uses them in turn, one a round.
 
-To add one: write a function ``(num_workers, seed, path) -> matrices`` that takes what it needs of
-these and ``**_``, and add a line to ``utils.registry.TOPOLOGIES``.
+To add one: write a function ``(num_workers, **options) -> matrices`` that takes what it needs of what
+``build_topology`` is given, and ``**_``, and add a line to ``utils.registry.TOPOLOGIES``. Those that are there:
+utils/topologies.py.
 
 Legend: N workers, E nonzero weights.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import ArpackNoConvergence, eigs
-from scipy.spatial.distance import cdist
 
 from utils.errors import UsageError
 from utils.random import numpy_rng
 from utils.registry import TOPOLOGIES, load
-from utils.topology_file import ROW_SUM_TOLERANCE, read_topology_file
+from utils.topology_file import ROW_SUM_TOLERANCE
 
 Matrices = tuple[sp.csr_array, ...]
 
 DENSE_LIMIT = 2048  # workers up to which a general spectrum is computed
+PROBES = 4  # random vectors that tell whether a period averages exactly
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +94,10 @@ class Topology:
 
         Disagreement shrinks by about 1 - gap a period: 0 never agrees, 1 agrees exactly. For the normal
         matrices here (symmetric or circulant) |lambda_2| is also the second largest singular value.
-        None where it would take too long: N above 2048 and matrices that are not all circulant.
+        None where it would take too long: N above 2048, and matrices that are not all circulant and do not
+        average exactly.
         """
-        if self.num_workers == 1:
+        if self._averages_exactly:
             return 1.0
         # Circulant matrices (ring, all, exponential) share their eigenvectors, the Fourier basis: the
         # eigenvalues of the product are the products of the transforms of the first rows. Any N, exact.
@@ -137,6 +136,16 @@ class Topology:
         )
         return Topology(record["mode"], num_workers, matrices)
 
+    @property
+    def _averages_exactly(self) -> bool:
+        """Whether a period gives all workers the same (to 1e-12), whatever they had: its product has rank 1, and the
+        eigenvalues 1 and 0. Tried on random vectors instead of the product, which may be dense: those that a product
+        of higher rank makes constant have probability 0."""
+        value_NV = numpy_rng("spectral gap", self.num_workers).standard_normal((self.num_workers, PROBES))
+        for matrix in self.matrices:
+            value_NV = matrix @ value_NV
+        return bool(np.ptp(value_NV, axis=0).max() <= 1e-12)
+
     def _links(self) -> sp.csr_array:
         """Pattern of the off-diagonal weights of a period, as ones."""
         links = sp.csr_array(sum(self.matrices[1:], start=self.matrices[0]), copy=True)
@@ -148,9 +157,11 @@ class Topology:
 
 def build_topology(mode: str, num_workers: int, seed: int = 0, **options: object) -> Topology:
     """The topology of that name for N workers. ``seed`` matters to 'random'; ``options``: ``path`` of 'file',
-    ``positions_NX`` and ``neighbors`` of 'nearest'.
+    ``positions_NX`` and ``neighbors`` of 'nearest', ``base_neighbors`` of 'base', ``torus`` of 'torus' (its sizes),
+    ``branches`` of 'tree'.
 
-    Raises UsageError for an unknown name, fewer than one worker, or a file that is no valid topology.
+    Raises UsageError for an unknown name, fewer than one worker, options that do not fit, or a file that is no valid
+    topology.
     """
     function = load(TOPOLOGIES, mode, "topology (--mode)")
     if num_workers < 1:
@@ -170,123 +181,12 @@ def metropolis_hastings(adjacency: sp.sparray) -> sp.csr_array:
     links = pattern.tocoo()
     weight_E = 1.0 / (1.0 + np.maximum(degree_N[links.row], degree_N[links.col]))
     weights = sp.csr_array((weight_E, (links.row, links.col)), shape=pattern.shape)
+    return with_own_share(weights)
+
+
+def with_own_share(weights: sp.csr_array) -> sp.csr_array:
+    """The mixing matrix of these weights off the diagonal, [N, N]: what a row lacks of 1 is the worker's own share."""
     return _canonical(weights + sp.diags_array(1.0 - weights.sum(axis=1)))
-
-
-def ring(num_workers: int, **_: object) -> Matrices:
-    """Every worker averages itself and its two neighbours, a third each (N = 2: two halves)."""
-    return (_circulant(num_workers, (-1, 1)),)
-
-
-def complete(num_workers: int, **_: object) -> Matrices:
-    """Every worker averages all: weights 1 / N."""
-    return (_circulant(num_workers, range(num_workers)),)
-
-
-def exponential(num_workers: int, **_: object) -> Matrices:
-    """Static exponential graph: worker i receives from i - 1, i - 2, i - 4, ... (mod N), all weights equal.
-    Directed, doubly stochastic, degree ceil(log2 N) (Ying et al. 2021, arXiv:2110.13363)."""
-    return (_circulant(num_workers, [-distance for distance in _powers_of_two(num_workers)]),)
-
-
-def exponential_one_peer(num_workers: int, **_: object) -> Matrices:
-    """One link of the exponential graph at a time: in round r worker i takes half of its own value and half
-    of that of i - 2^(r mod ceil(log2 N)). Where N is a power of two, a period is an exact average
-    (Ying et al. 2021, arXiv:2110.13363)."""
-    return tuple(_circulant(num_workers, [-distance]) for distance in _powers_of_two(num_workers) or [0])
-
-
-def grid(num_workers: int, **_: object) -> Matrices:
-    """Two-dimensional torus, as square as N allows: rows x columns = N with the largest rows <= sqrt(N).
-    Equal weights over a worker and its neighbours (4; fewer where a side is 1 or 2). A prime N has
-    only 1 x N, which is the ring."""
-    rows = max(r for r in range(1, math.isqrt(num_workers) + 1) if num_workers % r == 0)
-    columns = num_workers // rows
-    along_row = sp.kron(sp.eye_array(rows), _circulant(columns, (-1, 1)))
-    along_column = sp.kron(_circulant(rows, (-1, 1)), sp.eye_array(columns))
-    return (metropolis_hastings(along_row + along_column),)
-
-
-def star(num_workers: int, **_: object) -> Matrices:
-    """Worker 0 is linked to all others; Metropolis-Hastings weights, 1 / N on each link."""
-    leaves = np.arange(1, num_workers)
-    return (_from_links(leaves, np.zeros_like(leaves), num_workers),)
-
-
-def random(num_workers: int, seed: int = 0, **_: object) -> Matrices:
-    """A connected Erdos-Renyi graph with a mean degree of about ln N + 2, Metropolis-Hastings weights.
-
-    Links are drawn uniformly without replacement (G(N, M)); a draw that is not connected, about one in
-    eight, is thrown away. A function of (N, seed)."""
-    rng = numpy_rng("random topology", num_workers, seed)
-    pairs = num_workers * (num_workers - 1) // 2
-    count = min(pairs, math.ceil(num_workers * (math.log(num_workers) + 2) / 2))
-    while True:
-        code = rng.choice(pairs, size=count, replace=False)  # pair (i, j), j < i, is number i (i - 1) / 2 + j
-        i = ((1 + np.sqrt(1 + 8 * code.astype(np.float64))) / 2).astype(np.int64)
-        weights = _from_links(i, code - i * (i - 1) // 2, num_workers)
-        if connected_components(weights, directed=False, return_labels=False) == 1:
-            return (weights,)
-
-
-def from_file(num_workers: int, path: str | Path | None = None, **_: object) -> Matrices:
-    """The graph or the mixing matrix of a file (formats: utils/topology_file.py). A graph gets
-    Metropolis-Hastings weights. Must be (strongly) connected."""
-    if path is None:
-        raise UsageError("--mode file needs --topology_file FILE: an edge list or a square matrix.")
-    matrix, weighted = read_topology_file(path, num_workers)
-    parts, part_N = connected_components(matrix, connection="strong")
-    if parts > 1:
-        first_other = int(np.flatnonzero(part_N != part_N[0])[0])
-        raise UsageError(
-            f"topology file {path}: the graph of the {num_workers} workers is not connected ({parts} parts); "
-            f"add links so that workers 0 and {first_other} reach each other, in both directions."
-        )
-    return (matrix if weighted else metropolis_hastings(matrix),)
-
-
-def nearest(
-    num_workers: int, positions_NX: np.ndarray | None = None, neighbors: int = 3, **_: object
-) -> Matrices:
-    """Every worker is linked to the K workers nearest to it (and those to whom it is among the nearest), and parts that
-    this leaves apart by the shortest links between them; Metropolis-Hastings weights."""
-    if positions_NX is None:
-        raise UsageError(
-            "--mode nearest needs data that know where their owners are, and --partition natural (air does; for "
-            "timeseries give positions.csv)."
-        )
-    distance_NN = cdist(positions_NX, positions_NX)
-    np.fill_diagonal(distance_NN, np.inf)
-    count = min(neighbors, num_workers - 1)
-    near_Nk = np.argsort(distance_NN, axis=1, kind="stable")[:, :count]
-    links = sp.csr_array((np.ones(near_Nk.size), (np.repeat(np.arange(num_workers), count), near_Nk.ravel())),
-                         shape=(num_workers, num_workers))  # fmt: skip
-    links = links + links.T
-    while (found := connected_components(links, directed=False))[0] > 1:
-        apart_NN = np.where(found[1][:, None] != found[1][None], distance_NN, np.inf)
-        i, j = np.unravel_index(apart_NN.argmin(), apart_NN.shape)
-        links = links + sp.csr_array(([1.0, 1.0], ([i, j], [j, i])), shape=links.shape)
-    return (metropolis_hastings(links),)
-
-
-def _powers_of_two(num_workers: int) -> list[int]:
-    """1, 2, 4, ... below N: ceil(log2 N) of them."""
-    return [2**j for j in range((num_workers - 1).bit_length())]
-
-
-def _circulant(num_workers: int, offsets: Iterable[int]) -> sp.csr_array:
-    """Equal weights over worker i and the workers i + offset (mod N); offsets that coincide count once."""
-    distinct = np.array(sorted({0, *(offset % num_workers for offset in offsets)}))
-    senders = (np.arange(num_workers)[:, None] + distinct) % num_workers
-    indptr = np.arange(num_workers + 1) * len(distinct)
-    weights = np.full(senders.size, 1.0 / len(distinct))
-    return _canonical(sp.csr_array((weights, senders.ravel(), indptr), shape=(num_workers, num_workers)))
-
-
-def _from_links(i: np.ndarray, j: np.ndarray, num_workers: int) -> sp.csr_array:
-    """Metropolis-Hastings weights of the undirected graph with links i[k] - j[k]."""
-    graph = sp.csr_array((np.ones(len(i)), (i, j)), shape=(num_workers, num_workers))
-    return metropolis_hastings(graph + graph.T)
 
 
 def _canonical(matrix: sp.sparray) -> sp.csr_array:

@@ -49,9 +49,11 @@ class VirtualTime:
         waits = hops * (latency_ms / 1e3 + hop_bytes / width)
         return cls(step_ms / 1e3 / speed_N / speedup + waits, row_bytes, latency_ms / 1e3, width)
 
-    def transfer(self, messages: int = 1) -> float:
-        """Seconds until this number of rows, sent one after the other over one link, have arrived."""
-        return 0.0 if messages == 0 else self.latency + messages * self.row_bytes / self.bytes_per_second
+    def transfer(self, messages: int = 1, message_bytes: int | None = None) -> float:
+        """Seconds until this number of messages (default: rows), sent one after the other over one link, have
+        arrived."""
+        size = self.row_bytes if message_bytes is None else message_bytes
+        return 0.0 if messages == 0 else self.latency + messages * size / self.bytes_per_second
 
     def compute_N(self, steps_N: np.ndarray) -> np.ndarray:
         """Seconds each worker takes for its local steps."""

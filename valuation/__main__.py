@@ -37,9 +37,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel ov
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, train, value, compare, draw. Returns the exit code."""
-    from utils.args import parse
     from utils.awaited import AWAITS, ResultsMissing
     from utils.errors import UsageError, refusal
+    from utils.parser import parse
     from valuation.args import ValuationConfig
 
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)

@@ -226,6 +226,7 @@ def draw_topology(
 
 def _topology_title(topology: dict[str, Any], left_out: str) -> str:
     names = {
+        "base": "Base graph", "torus": "Torus", "tree": "Tree", "line": "Line",
         "ring": "Ring", "all": "Complete graph", "exponential": "Exponential graph", "star": "Star",
         "exponential_one_peer": "One-peer exponential graph",
         "grid": "Grid on a torus", "random": "Random graph", "nearest": "Graph of near neighbours",

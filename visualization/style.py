@@ -290,14 +290,14 @@ def graph_edges(topology: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 def place_workers(mode: str, workers: int, pairs_E2: np.ndarray) -> tuple[np.ndarray, bool]:
     """Position of each worker (float [N, 2]), and whether they lie on a torus of unit spacing.
 
-    A grid lies on a grid, a star around its hub, a random graph, one of near neighbours or one from a file as springs
-    pull it (Kamada and Kawai 1989; large ones Fruchterman and Reingold 1991), anything else on a circle,
+    A grid lies on a grid, a star around its hub, a random graph, a tree, one of near neighbours or one from a file as
+    springs pull it (Kamada and Kawai 1989; large ones Fruchterman and Reingold 1991), anything else on a circle,
     clockwise from the top.
     """
     angle_N = np.pi / 2 - 2 * np.pi * np.arange(workers) / max(workers, 1)
     circle_N2 = np.stack([np.cos(angle_N), np.sin(angle_N)], 1)
     rows = max(r for r in range(1, math.isqrt(workers) + 1) if workers % r == 0)
-    if mode == "grid" and rows > 1:
+    if mode in ("grid", "torus") and rows > 1:
         shape = np.array([rows, workers // rows])
         cell_N2 = np.stack(np.divmod(np.arange(workers), shape[1]), 1)
         step_E2 = np.abs(cell_N2[pairs_E2[:, 0]] - cell_N2[pairs_E2[:, 1]])
@@ -307,7 +307,7 @@ def place_workers(mode: str, workers: int, pairs_E2: np.ndarray) -> tuple[np.nda
         hub = int(np.bincount(pairs_E2.ravel()).argmax())
         angle = np.pi / 2 - 2 * np.pi * np.arange(workers - 1) / (workers - 1)
         return np.insert(np.stack([np.cos(angle), np.sin(angle)], 1), hub, 0.0, axis=0), False
-    if mode in ("random", "nearest", "file", "grid") and workers > 2:
+    if mode in ("random", "nearest", "file", "grid", "torus", "tree", "line") and workers > 2:
         import networkx
 
         graph = networkx.empty_graph(workers)

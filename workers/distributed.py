@@ -166,6 +166,7 @@ class ShardedFleet(Fleet):
         if self.replicas != 1:
             raise ValueError("several replicas of a fleet run in one process")
         self._blocks = [block(self.num_workers, p, self.among.world) for p in range(self.among.world)]
+        self._divided = {self.num_workers: self._blocks}
         self._plans: dict[int, tuple] = {}
         self.crossed_bytes = 0
 
@@ -182,17 +183,27 @@ class ShardedFleet(Fleet):
 
     # ---- meeting --------------------------------------------------------------------------------
 
-    def _mixed(self, matrix: sparse.csr_array, source: Tensor) -> Tensor:
-        target = self._spare_RD if self._spare_RD.shape == source.shape else torch.empty_like(source)
-        if is_average(matrix):
+    def divide(self, owner_A: np.ndarray) -> None:
+        """A protocol's A rows, in ascending order of the workers [A] that have them: each lives where its worker is."""
+        ends = [int(np.searchsorted(owner_A, b.stop)) for b in self._blocks]
+        blocks = [range(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
+        if self._divided.setdefault(len(owner_A), blocks) != blocks:
+            raise ValueError(f"{len(owner_A)} rows are divided in two ways")
+
+    def block_of(self, rows: int) -> range:
+        """Which of a protocol's ``rows`` live here."""
+        return self._divided[rows][self.among.rank]
+
+    def mix_into(self, matrix: sparse.csr_array, source: Tensor, target: Tensor) -> None:
+        """See :class:`Fleet`."""
+        square = matrix.shape[0] == matrix.shape[1] == self.num_workers
+        if square and is_average(matrix):
             self._average(matrix, source, target)
-        elif is_dense(matrix):
+        elif square and is_dense(matrix):
             receivers = np.arange(self.owned.start, self.owned.stop)
             mix_rows(self.engine, matrix, self._gather_rows(source), target, receivers)
         else:
             self._exchange(matrix, source, target)
-        self._spare_RD = source
-        return target
 
     def _average(self, matrix: sparse.csr_array, source: Tensor, target: Tensor) -> None:
         """All receivers get one row: each process adds up its part, one all-reduce adds the parts."""
@@ -238,7 +249,7 @@ class ShardedFleet(Fleet):
         operations = [dist.P2POp(dist.isend, rows, group=group, group_peer=p) for p, rows in outgoing.items()]
         operations += [dist.P2POp(dist.irecv, rows, group=group, group_peer=p) for p, rows in foreign.items()]
         requests = dist.batch_isend_irecv(operations) if operations else []
-        offsets_N = np.arange(self.num_workers) - self.owned.start
+        offsets_N = np.arange(matrix.shape[1]) - self.block_of(matrix.shape[1]).start
         mixed = torch.empty(len(interior), source.shape[1], dtype=source.dtype, device=source.device)
         mix_rows(self.engine, matrix, source, mixed, interior, offsets_N)
         target.index_copy_(0, places["interior"], mixed)
@@ -258,39 +269,42 @@ class ShardedFleet(Fleet):
         kept = self._plans.get(id(matrix))
         if kept is not None and kept[0] is matrix:
             return kept[1]
-        receivers_of = [matrix[b.start : b.stop] for b in self._blocks]
+        to, of = self._divided[matrix.shape[0]], self._divided[matrix.shape[1]]
+        receivers_of = [matrix[b.start : b.stop] for b in to]
         wanted = [np.unique(part.indices) for part in receivers_of]  # rows that each process needs
         me = self.among.rank
+        own, places_of = of[me], lambda rows, here: self._places(rows - here.start)
         sends = {
-            p: self._places(rows)
-            for p, rows in ((p, _within(wanted[p], self.owned)) for p in range(self.among.world))
+            p: places_of(rows, own)
+            for p, rows in ((p, _within(wanted[p], own)) for p in range(self.among.world))
             if p != me and len(rows)
         }
         receives = {
             p: rows.tolist()
-            for p, rows in ((p, _within(wanted[me], b)) for p, b in enumerate(self._blocks))
+            for p, rows in ((p, _within(wanted[me], b)) for p, b in enumerate(of))
             if p != me and len(rows)
         }
-        own = receivers_of[me]
-        alien = (own.indices < self.owned.start) | (own.indices >= self.owned.stop)
-        has_alien = np.add.reduceat(np.append(alien, 0), own.indptr[:-1]) > 0
-        here = np.arange(self.owned.start, self.owned.stop)
+        received = receivers_of[me]
+        alien = (received.indices < own.start) | (received.indices >= own.stop)
+        has_alien = np.bincount(np.repeat(np.arange(received.shape[0]), np.diff(received.indptr))[alien],
+                                minlength=received.shape[0]) > 0  # fmt: skip
+        here = np.arange(to[me].start, to[me].stop)
         boundary = here[has_alien]
-        needed = _within(np.unique(matrix[boundary].indices), self.owned) if len(boundary) else here[:0]
+        needed = _within(np.unique(matrix[boundary].indices), own) if len(boundary) else here[:0]
         order = [*needed.tolist(), *(k for rows in receives.values() for k in rows)]
-        position_N = np.full(self.num_workers, -1)
+        position_N = np.full(matrix.shape[1], -1)
         position_N[order] = np.arange(len(order))
         interior = here[~has_alien]
-        parts = {"interior": interior, "boundary": boundary, "needed": needed}
-        places = {name: self._places(rows) for name, rows in parts.items()}
+        parts = {"interior": (interior, to[me]), "boundary": (boundary, to[me]), "needed": (needed, own)}
+        places = {name: places_of(*part) for name, part in parts.items()}
         counts = {p: len(rows) for p, rows in receives.items()}
         result = (sends, counts, interior, boundary, position_N, places)
         self._plans[id(matrix)] = (matrix, result)
         return result
 
     def _places(self, rows: np.ndarray) -> Tensor:
-        """Where workers' rows are here, on the device."""
-        return send(torch.as_tensor(rows - self.owned.start, dtype=torch.int64), self.device)
+        """Places of rows, on the device."""
+        return send(torch.as_tensor(rows, dtype=torch.int64), self.device)
 
     # ---- looking --------------------------------------------------------------------------------
 

@@ -4,6 +4,8 @@ Sparse graphs read each neighbour's row once, left to right in ascending order o
 columns and of rows have fixed sizes, so that every process that owns part of the rows gets the same
 bits. Nearly full graphs are a matrix product, and equal rows are computed once.
 
+A matrix need not be square: a protocol's messages may have rows of their own.
+
 Legend: N workers, n receivers, A rows at hand, D floats a row, W mixing matrix (row = receiver).
 """
 
@@ -37,7 +39,7 @@ def is_average(matrix: sparse.csr_array) -> bool:
     """Whether every row is the same (complete averaging, a server's broadcast)."""
     degrees_N = np.diff(matrix.indptr)
     if matrix.nnz == 0 or degrees_N.min() != degrees_N.max():
-        return False
+        return False  # nobody gets anything, or some get more than others
     indices, data = matrix.indices.reshape(len(degrees_N), -1), matrix.data.reshape(len(degrees_N), -1)
     return bool((indices == indices[0]).all() and (data == data[0]).all())
 
@@ -80,6 +82,9 @@ def mix_rows(
     """
     receivers = np.arange(matrix.shape[0]) if receivers is None else receivers
     if len(receivers) == 0:
+        return
+    if matrix.nnz == 0:
+        target_nD.zero_()
         return
     local = matrix[receivers].tocsr() if len(receivers) < matrix.shape[0] else matrix
     place = local.indices if position_N is None else position_N[local.indices]
@@ -132,14 +137,14 @@ def mix_replicas(
 ) -> None:
     """:func:`mix_rows` in every replica of a fleet, by ``blocks``, which has W once for each. On a GPU a product for
     each: a product of all would carry what is no number from one replica to the others."""
-    N = matrix.shape[0]
-    if not devices.is_accelerator(source_RD.device) or N > PRODUCT_ROWS or stands_apart(engine, matrix):
+    n, A = matrix.shape
+    if not devices.is_accelerator(source_RD.device) or A > PRODUCT_ROWS or stands_apart(engine, matrix):
         mix_rows(engine, blocks, source_RD, target_RD)
         return
     key = ("replicas", id(matrix), source_RD.dtype, source_RD.device)
-    weights_NN = engine.kept(key, matrix, lambda: _dense(matrix, matrix.indices, source_RD[:N]))
-    source_MND, target_MND = source_RD.view(-1, N, source_RD.shape[1]), target_RD.view(-1, N, source_RD.shape[1])
-    torch.bmm(weights_NN.expand(len(source_MND), -1, -1), source_MND, out=target_MND)
+    weights_nA = engine.kept(key, matrix, lambda: _dense(matrix, matrix.indices, source_RD[:A]))
+    source_MAD, target_MnD = source_RD.unflatten(0, (-1, A)), target_RD.unflatten(0, (-1, n))
+    torch.bmm(weights_nA.expand(len(source_MAD), -1, -1), source_MAD, out=target_MnD)
 
 
 def _dense(local: sparse.csr_array, place: np.ndarray, source_AD: Tensor) -> Tensor:
@@ -151,6 +156,9 @@ def _dense(local: sparse.csr_array, place: np.ndarray, source_AD: Tensor) -> Ten
 
 def _combine(target: Tensor, rows_A: Sequence[Tensor], places: list[int], weights: list[float]) -> None:
     """``target = sum_l weights[l] * rows_A[places[l]]``, left to right."""
+    if not places:
+        target.zero_()
+        return
     torch.mul(rows_A[places[0]], weights[0], out=target)
     for place, weight in zip(places[1:], weights[1:], strict=False):
         target.add_(rows_A[place], alpha=weight)
@@ -177,7 +185,8 @@ def _slots(local: sparse.csr_array, place: np.ndarray, source_AD: Tensor) -> tup
     one with weight 0."""
     degrees_n = np.diff(local.indptr)
     slots = int(degrees_n.max())
-    entry_ns = local.indptr[:-1, None] + np.minimum(np.arange(slots), degrees_n[:, None] - 1)
+    entry_ns = local.indptr[:-1, None] + np.minimum(np.arange(slots), np.maximum(degrees_n[:, None] - 1, 0))
+    entry_ns = np.minimum(entry_ns, local.nnz - 1)  # of one who gets nothing: any row, with weight 0
     weight_ns = np.where(np.arange(slots) < degrees_n[:, None], local.data[entry_ns], 0.0)
     device = source_AD.device
     places = send(torch.as_tensor(place[entry_ns], dtype=torch.int64), device)

@@ -35,10 +35,11 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True)
 class SGD:
-    """m <- beta m + grad + wd x; x <- x - lr m."""
+    """m <- beta m + grad + wd x; x <- x - lr m. ``nesterov``: x <- x - lr (grad + wd x + beta m)."""
 
     momentum: float = 0.0
     weight_decay: float = 0.0
+    nesterov: bool = False
     moments = 1
     counts = False
 
@@ -49,7 +50,7 @@ class SGD:
         """See :class:`Optimizer`."""
         torch._fused_sgd_(
             parameters, gradients, moments[0] if self.momentum else [], weight_decay=self.weight_decay,
-            momentum=self.momentum, lr=lr, dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+            momentum=self.momentum, lr=lr, dampening=0.0, nesterov=self.nesterov, maximize=False, is_first_step=False,
         )  # fmt: skip
 
 
@@ -81,6 +82,11 @@ class Adam:
 def sgd(momentum: float, weight_decay: float) -> SGD:
     """``--optimizer sgd``."""
     return SGD(momentum, weight_decay)
+
+
+def nesterov(momentum: float, weight_decay: float) -> SGD:
+    """``--optimizer nesterov``: its accelerated gradient, as PyTorch has it (Sutskever et al. 2013)."""
+    return SGD(momentum, weight_decay, nesterov=momentum > 0)
 
 
 def adam(**settings: Any) -> Adam:
@@ -125,11 +131,11 @@ def moments_of(optimizer: Optimizer, width: int, state: Tensor) -> tuple[list[Te
 @torch.no_grad()
 def descend(
     engine: Engine, optimizer: Optimizer, leaves: list[Tensor], gradients: Sequence[Tensor], rows_nD: Tensor,
-    state_nS: Tensor, lr: float | Tensor, entries: Sequence[Entry] | None = None,
+    state_nS: Tensor, lr: float | Tensor, entries: Sequence[Entry] | None = None, drift_nP: Tensor | None = None,
 ) -> None:
     """A local step of a chunk. ``leaves``, ``gradients``: as :meth:`Engine.leaves` has them. ``entries``: what they are
-    of the row (default: all of it; a part is for chunks of one worker). The kernels walk raw memory, so whatever they
-    get must lie in memory alike."""
+    of the row (default: all of it; a part is for chunks of one worker). ``drift_nP``: added to the gradients. The
+    kernels walk raw memory, so whatever they get must lie in memory alike."""
     layout = engine.layout
     moments, steps_n1 = moments_of(optimizer, layout.P, state_nS)
     if optimizer.counts:
@@ -138,12 +144,16 @@ def descend(
         parameters = [leaf.detach() for leaf in leaves]
         like = zip(gradients, parameters, strict=True)
         lying = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for g, p in like]
+        if drift_nP is not None:
+            lying = torch._foreach_add(lying, engine.views(layout.parameters, drift_nP))
         steps = [steps_n1[0, 0].float()] * len(parameters) if optimizer.counts else []
         optimizer.update(parameters, lying, [engine.views(entries or layout.parameters, m) for m in moments], steps, lr)
         return
     gradient_nP = layout.unfilled(moments[0])
     for entry, gradient in zip(layout.parameters, gradients, strict=True):
         entry.view(gradient_nP).copy_(gradient)
+    if drift_nP is not None:
+        gradient_nP += drift_nP
     parameters_nP = rows_nD[:, : layout.P]
     whole = [parameters_nP, gradient_nP, *moments]
     if not optimizer.counts and all(matrix.is_contiguous() for matrix in whole):

@@ -162,7 +162,8 @@ class PipelineFleet(distributed.ShardedFleet):
     def _mixed(self, matrix: sparse.csr_array, source: Tensor) -> Tensor:
         """The columns of the stages here; the others stay as they are."""
         parts = [c for s in self._own for c in self._columns(s, source)]
-        mixed = super()._mixed(matrix, torch.cat(parts, 1))
+        mixed = torch.cat(parts, 1)
+        self.mix_into(matrix, torch.cat(parts, 1), mixed)
         for part, column in zip(parts, mixed.split([p.shape[1] for p in parts], 1), strict=True):
             part.copy_(column)
         self._stale = True

@@ -15,6 +15,7 @@ a chunk, as in _nD), C outputs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +38,15 @@ from workers.step_graph import StepGraph
 
 PLAIN = SGD()
 COLUMNS = 1 << 16  # floats of a sum over rows that stay in a CPU's cache
+
+
+class State(NamedTuple):
+    """A fleet's rows [R, D], its optimizers' state [R, S], and a protocol's matrices, by name."""
+
+    rows_RD: Tensor
+    state_RS: Tensor
+    extra: dict[str, Tensor]
+    of_round: dict[str, Tensor]
 
 
 class Fleet:
@@ -84,6 +94,7 @@ class Fleet:
         size = state_size(optimizer, self.layout)
         self.state_RS = torch.zeros(self.num_rows, size, device=self.device, dtype=self.dtype)
         self.extra: dict[str, Tensor] = {}  # further state of a protocol, such as a server's model
+        self.of_round: dict[str, Tensor] = {}  # what a protocol keeps for the length of a round (utils.linear)
         self.isolated: set[int] = set()  # workers that nobody hears any more
         self.uncounted: frozenset[int] = frozenset()  # workers that the consensus leaves out from the start
         self.watch: Callable[[], None] | None = None  # told when the local steps of a round have been made
@@ -191,7 +202,8 @@ class Fleet:
         part = slice(chunk[0], chunk[-1] + 1) if contiguous else chunk  # a list would copy
         rows_nD, state_nS = self.rows_RD[part], self.state_RS[part]
         leaves, gradients, loss_n = added([self._gradients(rows_nD, b) for b in batch.cut(self.engine.parts)])
-        descend(self.engine, self.optimizer, leaves, gradients, rows_nD, state_nS, lr)
+        drift_nP = self.of_round["drift"][part] if "drift" in self.of_round else None
+        descend(self.engine, self.optimizer, leaves, gradients, rows_nD, state_nS, lr, drift_nP=drift_nP)
         if not contiguous:
             self.rows_RD[part], self.state_RS[part] = rows_nD, state_nS
         losses_R[part] = loss_n.to(losses_R.dtype)
@@ -208,7 +220,9 @@ class Fleet:
         results = iter(self.engine.map(self._gradients, *zip(*tasks, strict=True)))
         for row, row_1D, cut in zip(rows, rows_1D, parts, strict=True):
             leaves, gradients, loss_1 = added([next(results) for _ in cut])
-            descend(self.engine, self.optimizer, leaves, gradients, row_1D, self.state_RS[row : row + 1], lr)
+            part = slice(row, row + 1)
+            drift_1P = self.of_round["drift"][part] if "drift" in self.of_round else None
+            descend(self.engine, self.optimizer, leaves, gradients, row_1D, self.state_RS[part], lr, drift_nP=drift_1P)
             losses_R[row] = loss_1
 
     def _gradients(self, rows_nD: Tensor, batch: Batch) -> Gradients:
@@ -259,12 +273,24 @@ class Fleet:
 
     def _mixed(self, matrix: sparse.csr_array, source: Tensor) -> Tensor:
         target = self._spare(source)
+        self.mix_into(matrix, source, target)
+        self._spare_RD = source  # the two matrices take turns: no copy back
+        return target
+
+    def mix_into(self, matrix: sparse.csr_array, source: Tensor, target: Tensor) -> None:
+        """``target`` [A, X] = W ``source`` [B, X] in every replica, for a matrix [A, B]; of several processes, the
+        rows that live here."""
         if self.replicas == 1:
             mix_rows(self.engine, matrix, source, target)
         else:
             mix_replicas(self.engine, matrix, self._block_diagonal(matrix), source, target)
-        self._spare_RD = source  # the two matrices take turns: no copy back
-        return target
+
+    def divide(self, owner_A: np.ndarray) -> None:
+        """A protocol has A rows, of these workers [A], ascending: of several processes each has its workers'."""
+
+    def block_of(self, rows: int) -> range:
+        """Which of a protocol's ``rows`` live here: all."""
+        return self.owned if rows == self.num_workers else range(rows)
 
     def _block_diagonal(self, matrix: sparse.csr_array) -> sparse.csr_array:
         kept = self._block_diagonals.get(id(matrix))
@@ -280,6 +306,27 @@ class Fleet:
         else:
             rows = torch.tensor(self.rows_of(workers), dtype=torch.int64)  # none, maybe, in one of several processes
             self.state_RS.index_fill_(0, send(rows, self.device), 0.0)
+
+    def zeros(self, rows: int | None = None) -> Tensor:
+        """A matrix [R, P] of a protocol's own, or of ``rows`` rows (of which those that live here)."""
+        here = len(self.block_of(self.num_workers if rows is None else rows)) * self.replicas
+        return torch.zeros(here, self.layout.P, device=self.device, dtype=self.dtype)
+
+    def copied(self) -> State:
+        """All that the next steps depend on."""
+        kept = ({name: tensor.clone() for name, tensor in store.items()} for store in (self.extra, self.of_round))
+        return State(self.rows_RD.clone(), self.state_RS.clone(), *kept)
+
+    def put_back(self, state: State) -> None:
+        """Go to a state that was :meth:`copied`. In place: a recorded step knows where all of it lies."""
+        self.rows_RD.copy_(state.rows_RD)
+        self.state_RS.copy_(state.state_RS)
+        for store, kept in ((self.extra, state.extra), (self.of_round, state.of_round)):
+            for name, tensor in kept.items():
+                if name in store:
+                    store[name].copy_(tensor)
+                else:
+                    store[name] = tensor.clone()
 
     # ---- looking --------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from data.dataset_loader import Dataset
 from training.pruning import Stage1, open_stage1
-from utils.args import parse
+from utils.parser import parse
 from utils.pruning_args import PruningConfig
 from utils.records import write_json
 from workers.evaluation import predictions

@@ -24,9 +24,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from training.pruning import Stage1, open_stage1
-from utils.args import parse
 from utils.errors import UsageError, refusal
 from utils.influence.statistics import mean_interval
+from utils.parser import parse
 from utils.pruning_args import PruningConfig
 from utils.records import read_json, write_json
 

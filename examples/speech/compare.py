@@ -22,8 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import main as train_command  # noqa: E402
 from training.pruning import node_view, open_stage1, stage1_config  # noqa: E402
-from utils.args import parse  # noqa: E402
 from utils.errors import UsageError, refusal  # noqa: E402
+from utils.parser import parse  # noqa: E402
 from utils.pruning_args import PruningConfig  # noqa: E402
 from utils.records import read_confusion, read_json, read_labels, read_metrics, read_partition  # noqa: E402
 from visualization.style import BLUE, GREY, RED, category, save, style  # noqa: E402

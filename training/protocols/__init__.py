@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,8 +21,10 @@ from torch import Tensor
 from utils.devices import send
 from utils.errors import UsageError
 from utils.influence.trajectory import Step
+from utils.linear import LinearRound, Lines
 from utils.registry import PROTOCOLS, load
 from workers.mixing import without_workers
+from workers.rounds import begin_round, end_round
 from workers.worker_vision import Fleet
 
 if TYPE_CHECKING:
@@ -37,7 +40,8 @@ def load_protocol(name: str) -> Protocol:
 class RoundPlan:
     """One round: every worker k makes ``steps_N[k]`` local steps, numbered from ``first_N[k]`` (its own
     count, which selects its batches), at learning rate ``lr``; then X <- ``mixing`` X (None: nobody
-    talks). ``messages``: rows sent over links. ``seconds``: virtual time it takes. ``reset``: workers whose
+    talks), or what the lines of ``begin`` and ``end`` say (:mod:`utils.linear`). ``messages``: rows sent over links.
+    ``sent_bytes``: all that is sent (None: rows alone). ``seconds``: virtual time it takes. ``reset``: workers whose
     momentum is zeroed before they train. ``mix_momentum``: the momentum rows travel with the parameters."""
 
     steps_N: Tensor
@@ -48,6 +52,14 @@ class RoundPlan:
     seconds: float = 0.0
     reset: tuple[int, ...] = ()
     mix_momentum: bool = False
+    begin: Lines = ()
+    end: Lines | None = None
+    sent_bytes: int | None = None
+
+    @cached_property
+    def linear(self) -> LinearRound:
+        """All of it but the local steps."""
+        return LinearRound(self.mixing, self.mix_momentum, self.begin, self.end)
 
     @property
     def num_steps(self) -> int:
@@ -55,19 +67,18 @@ class RoundPlan:
         return int(self.steps_N.max())
 
     def step(self, s: int) -> Step:
-        """The round's ``s``-th local step; the last one is followed by the mix."""
+        """The round's ``s``-th local step."""
         training_N = self.steps_N > s
         active = None if bool(training_N.all()) else tuple(training_N.nonzero()[:, 0].tolist())
-        last = s + 1 == self.num_steps
-        mixing = self.mixing if last else None
-        return Step(self.lr, self.first_N + s, mixing, active, self.reset if s == 0 else (), self.mix_momentum)
+        first, last = s == 0, s + 1 == self.num_steps
+        return Step(self.lr, self.first_N + s, active, self.reset if first else (), self.linear, first, last)
 
 
 @dataclass
 class Round:
     """What a protocol yields after each round: how many are done, the learning rate, the training loss
     of each row [R] (mean over its local steps), which rows trained at all [R], rows sent, virtual
-    seconds passed, and samples trained on in this round."""
+    seconds passed, samples trained on in this round, and bytes sent where they are not those of the rows."""
 
     done: int
     lr: float
@@ -76,6 +87,7 @@ class Round:
     messages: int
     seconds: float
     samples: int
+    sent_bytes: int | None = None
 
 
 class Protocol(ABC):
@@ -98,17 +110,28 @@ class Protocol(ABC):
         """What happens in round ``r``."""
 
     def run(self, fleet: Fleet, job: Job, first: int = 0) -> Iterator[Round]:
-        """Rounds ``first`` .. end. Here: some workers step, then rows mix linearly, and nothing else, which is what
+        """Rounds ``first`` .. end. Here: the local steps and the lines of the plan, and nothing else, which is what
         influence methods can differentiate."""
+        self.start(fleet, job)
         for r in range(first, self.rounds(job)):
             self.decide(fleet, job, r)
             plan = self.plan(job, r)
             loss_R = train_round(fleet, plan)
             if job.config.on_bad_worker == "isolate":
                 fleet.isolate(loss_R)
-            if plan.mixing is not None:
-                mix_round(fleet, job, plan, r)
+            mix_round(fleet, job, plan, r)
             yield finished(fleet, plan, r + 1, loss_R)
+
+    def states(self, fleet: Fleet, job: Job) -> dict[str, Tensor]:
+        """Matrices of its own that it keeps from round to round, in ``fleet.extra``, as they are at the start."""
+        return {}
+
+    def start(self, fleet: Fleet, job: Job) -> None:
+        """See to it that these matrices are there: at the start of a run, or as a checkpoint has them."""
+        states = self.states(fleet, job)
+        if set(fleet.extra) - set(states) or any(fleet.extra[n].shape != states[n].shape for n in fleet.extra):
+            raise UsageError("the checkpoint is of an older version of this protocol: --overwrite starts anew.")
+        fleet.extra = states | fleet.extra
 
     def check(self, job: Job) -> None:  # noqa: B027, most protocols need nothing more
         """Before anything begins: raises :class:`UsageError` where what it needs is missing or does not fit."""
@@ -121,6 +144,10 @@ class Protocol(ABC):
         """How many workers train at a time."""
         return config.num_workers
 
+    def weight_decay(self, config: Config) -> float:
+        """That of the local steps."""
+        return config.wd
+
     def not_linear(self, config: Config) -> str | None:
         """Why influence methods cannot differentiate the run; None: they can. Say so where ``run`` is another."""
         return None
@@ -132,9 +159,10 @@ class Protocol(ABC):
 
 def check_differentiable(config: Config) -> None:
     """Raises :class:`UsageError` where influence methods cannot differentiate the run."""
-    if config.optimizer != "sgd":
+    if config.optimizer not in ("sgd", "nesterov"):
         raise UsageError(
-            f"influence methods need --optimizer sgd: the derivative of a step of {config.optimizer} is not written."
+            "influence methods need --optimizer sgd or nesterov: the derivative of a step of "
+            f"{config.optimizer} is not written."
         )
     if config.dp_noise is not None:
         raise UsageError(
@@ -149,6 +177,9 @@ def check_differentiable(config: Config) -> None:
 def mix_round(fleet: Fleet, job: Job, plan: RoundPlan, r: int) -> None:
     """The gossip step of a round: linear, or under a robust rule, without isolated workers."""
     matrix = plan.mixing
+    if plan.end is not None or matrix is None:
+        end_round(fleet, plan.linear)
+        return
     if fleet.isolated:
         name = f"mixing {r % job.topology.period} without {sorted(fleet.isolated)}"
         matrix = job.once(name, lambda: without_workers(plan.mixing, fleet.isolated))
@@ -171,6 +202,8 @@ def train_round(fleet: Fleet, plan: RoundPlan) -> Tensor:
 
 def train_step(fleet: Fleet, step: Step) -> Tensor:
     """One local step, without the mix that may follow it; the training loss [R] before it."""
+    if step.first:
+        begin_round(fleet, step.round)
     if step.reset:
         fleet.reset_state(list(step.reset))
     active = step.active
@@ -193,6 +226,7 @@ def finished(fleet: Fleet, plan: RoundPlan, done: int, loss_R: Tensor) -> Round:
         plan.messages,
         plan.seconds,
         int((plan.steps_N * fleet.batches.sizes_N).sum()),
+        plan.sent_bytes,
     )
 
 

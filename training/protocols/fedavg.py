@@ -19,7 +19,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from training.protocols import Protocol, Round, RoundPlan, finished, local_epoch_steps, train_round
+from training.protocols import Protocol, Round, RoundPlan, local_epoch_steps
+from utils.linear import Line, Lines
 from utils.random import permutations
 from workers.worker_vision import Fleet
 
@@ -32,6 +33,7 @@ class FedAvg(Protocol):
     """Every row is the server's model between rounds."""
 
     shared = True
+    rows_a_message = 1
 
     def rounds(self, job: Job) -> int:
         """A round gives E epochs to the sampled share of the data: epochs / (E share) rounds."""
@@ -66,40 +68,54 @@ class FedAvg(Protocol):
             weights = np.ones(len(workers))
         weights /= weights.sum()
         N, m = config.num_workers, len(workers)
-        ends = np.arange(0, N * m + 1, m)
+        lr, ends = job.learning_rate(r, self.rounds(job)), np.arange(0, N * m + 1, m)
         broadcast = sparse.csr_array((np.tile(weights, N), np.tile(workers, N), ends), shape=(N, N))
         return RoundPlan(
             steps_N=steps_N,
             first_N=epoch_steps_N * chosen_TN[:r].sum(0),
-            lr=job.learning_rate(r, self.rounds(job)),
+            lr=lr,
             mixing=broadcast,
-            messages=2 * m,
-            seconds=float(clock.compute_N(steps_N.numpy()).max()) + 2 * clock.transfer(),
+            messages=2 * m * self.rows_a_message,
+            seconds=float(clock.compute_N(steps_N.numpy()).max()) + 2 * clock.transfer(1, self.message_bytes(job)),
             reset=() if config.keep_momentum else tuple(workers.tolist()),
+            begin=self.before(job),
+            end=self.after(job, broadcast, steps_N.numpy(), lr),
+            sent_bytes=2 * m * self.message_bytes(job),
         )
 
-    def run(self, fleet: Fleet, job: Job, first: int = 0) -> Iterator[Round]:
-        """The rounds; with server momentum the server moves by an average of its past moves:
-        v <- beta v + (global - average), global <- global - v."""
+    def message_bytes(self, job: Job) -> int:
+        """Bytes that the server and a worker send each other, one way."""
+        return job.virtual_time.row_bytes
+
+    def before(self, job: Job) -> Lines:
+        """What precedes the local steps: nothing."""
+        return ()
+
+    def after(self, job: Job, broadcast: sparse.csr_array, steps_N: np.ndarray, lr: float) -> Lines | None:
+        """What follows them, where not the average alone. With server momentum the server moves by an average of its
+        past moves, V. (Every row has the server's.)"""
         beta = job.config.server_momentum
-        for r in range(first, self.rounds(job)):
-            step = self.plan(job, r)
-            before_RD = fleet.rows_RD[:: fleet.num_workers].clone() if beta else None
-            if r == 0 and job.config.init == "per_worker":
-                fleet.mix(step.mixing)  # the server has one model to begin with
-                before_RD = fleet.rows_RD[:: fleet.num_workers].clone() if beta else None
-            loss_R = train_round(fleet, step)
-            fleet.mix(step.mixing)
-            if before_RD is not None:
-                velocity_RD = fleet.extra.setdefault("server_momentum", torch.zeros_like(before_RD))
-                velocity_RD.mul_(beta).add_(before_RD - fleet.rows_RD[:: fleet.num_workers])
-                fleet.rows_RD.copy_((before_RD - velocity_RD).repeat_interleave(fleet.num_workers, 0))
-            yield finished(fleet, step, r + 1, loss_R)
+        if not beta:
+            return None
+        return (
+            Line("average", rows=broadcast),
+            Line("move", before=1, average=-1),
+            Line("velocity", velocity=beta, move=1),
+            Line("rows", before=1, velocity=-1),
+        )
+
+    def states(self, fleet: Fleet, job: Job) -> dict[str, Tensor]:
+        """The server's momentum."""
+        return {"velocity": fleet.zeros()} if job.config.server_momentum else {}
+
+    def run(self, fleet: Fleet, job: Job, first: int = 0) -> Iterator[Round]:
+        """The rounds."""
+        if first == 0 and job.config.init == "per_worker":
+            fleet.mix(self.plan(job, 0).mixing)  # the server has one model to begin with
+        yield from super().run(fleet, job, first)
 
     def not_linear(self, config: Config) -> str | None:
-        """Server momentum carries a state that the recursion does not know."""
-        if config.server_momentum:
-            return "the adjoint of --server_momentum is not written"
+        """An average at the start is no round."""
         if config.init == "per_worker":
             return "fedavg with --init per_worker starts with an average that is no round"
         return None

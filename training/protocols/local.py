@@ -22,4 +22,4 @@ class Local(Gossip):
         """Everybody trains."""
         alone = super().plan(job, r)
         seconds = float(job.virtual_time.compute_N(alone.steps_N.numpy()).max())
-        return dataclasses.replace(alone, mixing=None, messages=0, seconds=seconds)
+        return dataclasses.replace(alone, mixing=None, end=None, messages=0, sent_bytes=0, seconds=seconds)

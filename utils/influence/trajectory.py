@@ -1,7 +1,7 @@
 """What influence methods see of a training run: its states, its steps, and three derivatives.
 
 ``training.trajectory`` implements it on the fleet; the methods in this package know neither networks
-nor data sets, and any protocol whose round is "some workers step, then rows mix linearly" can be one.
+nor data sets, and any protocol whose rounds are local steps and linear maps (:mod:`utils.linear`) can be one.
 
 Legend: N workers, P trainable floats, D floats a row (parameters, then BatchNorm statistics),
 B batch, n samples of the data set, T local steps of the run.
@@ -10,33 +10,39 @@ B batch, n samples of the data set, T local steps of the run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from scipy import sparse
 from torch import Tensor, nn
 
+from utils.linear import LinearRound
 from utils.progress import Progress, ignored
 
 
 @dataclass(frozen=True)
 class Step:
-    """One local step of the run, and what follows it.
+    """One local step of the run.
 
-        m_k <- beta m_k + grad_k + wd x_k;   x_k <- x_k - lr m_k    for the active workers
-        X <- W X                                                     unless ``mixing`` is None
+        g_k = grad_k + wd x_k + drift_k;   m_k <- beta m_k + g_k;   x_k <- x_k - lr m_k    for the active workers
 
-    ``numbers_N``: which of its own steps each worker makes (it selects the batch). ``active``: workers that
-    train (None: all). ``reset``: workers whose momentum is set to zero BEFORE the step. ``mix_momentum``:
-    momentum rows are mixed too.
+    (Nesterov: x_k <- x_k - lr (g_k + beta m_k)). ``numbers_N``: which of its own steps each worker makes (it selects
+    the batch). ``active``: workers that train (None: all). ``reset``: workers whose momentum is set to zero BEFORE the
+    step. ``round``: the round that it belongs to; ``first``, ``last``: whether it begins and ends it.
     """
 
     lr: float
     numbers_N: Tensor
-    mixing: sparse.csr_array | None = None
     active: tuple[int, ...] | None = None
     reset: tuple[int, ...] = ()
-    mix_momentum: bool = False
+    round: LinearRound = field(default_factory=LinearRound)
+    first: bool = True
+    last: bool = True
+
+    @property
+    def mixing(self) -> sparse.csr_array | None:
+        """By which matrix rows, or their statistics alone, are mixed after the step."""
+        return self.round.mixing if self.last else None
 
 
 @dataclass
@@ -76,6 +82,7 @@ class Trajectory(Protocol):
     num_steps: int
     P: int
     momentum: float
+    nesterov: bool
     weight_decay: float
     worker_of_n: Tensor  # the worker that holds each sample, -1 for samples outside training
     shard_sizes_N: Tensor

@@ -1,0 +1,90 @@
+"""Compressed messages: what of a row crosses a link, and in how many bytes.
+
+    top_k      the share of largest magnitude, with their places
+    random_k   a random share, whose places follow from the seed that both ends know
+    sign       signs, times the mean magnitude (Bernstein et al. 2018; as in Koloskova et al. 2020, arXiv 1907.09356)
+    quantize   b bits a number: dithered levels of the norm (QSGD, Alistarh et al. 2017), divided by 1 + min(P / s^2,
+               sqrt(P) / s) with s = 2^(b - 1) - 1 levels, so that nothing is blown up (Koloskova et al. 2019)
+
+What is random is a function of the seed, the worker and the round.
+
+Legend: R rows, P floats of a row, k of them sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from utils.devices import send
+from utils.random import hash64, uniform
+from workers.worker_vision import Fleet
+
+KINDS = ("none", "top_k", "random_k", "sign", "quantize")
+PLACE_BYTES = 4  # an index of a float in a row
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """Q of :mod:`training.protocols.choco`. ``share``: of the floats that top_k and random_k send; ``bits``: of
+    quantize."""
+
+    kind: str
+    share: float = 0.01
+    bits: int = 4
+    seed: int = 0
+
+    def sent(self, P: int) -> int:
+        """k: the floats that top_k and random_k send, one at least."""
+        return max(1, round(self.share * P))
+
+    @property
+    def levels(self) -> int:
+        """s: b bits hold a sign and 0 .. s."""
+        return 2 ** (self.bits - 1) - 1
+
+    def message_bytes(self, P: int, width: int) -> int:
+        """Bytes of a message about P floats of ``width`` bytes."""
+        return {
+            "none": P * width,
+            "top_k": self.sent(P) * (width + PLACE_BYTES),
+            "random_k": self.sent(P) * width,
+            "sign": -(-P // 8) + width,
+            "quantize": -(-P * self.bits // 8) + width,
+        }[self.kind]
+
+    def __call__(self, fleet: Fleet, change_RP: Tensor, r: int) -> Tensor:
+        """What arrives of the rows [R, P] in round r."""
+        gaps = change_RP.shape[1] - fleet.layout.num_parameters  # zeros that align tensors; they are not sent
+        workers = list(fleet.owned) * fleet.replicas
+        rows = fleet.engine.map(lambda row_P, k: self.row(row_P, k, r, gaps), list(change_RP), workers)
+        return torch.stack(rows)
+
+    def row(self, row_P: Tensor, worker: int, r: int, gaps: int = 0) -> Tensor:
+        """What arrives of one row [P]."""
+        P = len(row_P) - gaps
+        if self.kind == "top_k":
+            return _only(row_P, row_P.abs().topk(self.sent(P)).indices)
+        if self.kind == "random_k":
+            return _only(row_P, self._random(hash64, len(row_P), worker, r, row_P).topk(self.sent(P)).indices)
+        if self.kind == "sign":
+            return row_P.sign() * (row_P.abs().sum() / P)
+        if self.kind == "quantize":
+            norm, s = row_P.norm(), self.levels
+            if not bool(norm > 0):
+                return torch.zeros_like(row_P)
+            dither_P = self._random(uniform, len(row_P), worker, r, row_P).to(row_P.dtype)
+            level_P = (s * row_P.abs() / norm + dither_P).floor()
+            shrink = 1 + min(P / s**2, P**0.5 / s)
+            return row_P.sign() * level_P * (norm / (s * shrink))
+        return row_P
+
+    def _random(self, kind: object, count: int, worker: int, r: int, like: Tensor) -> Tensor:
+        return send(kind(self.seed, "compression", worker, r, torch.arange(count)), like.device)
+
+
+def _only(row_P: Tensor, places_k: Tensor) -> Tensor:
+    """The row with zeros but in these places."""
+    return torch.zeros_like(row_P).scatter_(0, places_k, row_P[places_k])
