@@ -4,6 +4,7 @@
     python main_pruned.py --pruning_algorithm cascade --audit   the same, and LDS against retraining
     python main_pruned.py --sweep 0.9 0.8 0.6 0.4 0.2           accuracy against share kept, several methods
     python main_pruned.py --flip_labels 0.1 --audit             do the scores find mislabelled samples?
+    python main_pruned.py --edges                               which edges of the graph helped, and when?
 
 Scores: positive = the sample lowers the validation loss. All flags of main.py say what stage 1 trains.
 """
@@ -83,6 +84,15 @@ def run(config: PruningConfig) -> dict[str, Any]:
         for name, entry in results["sweep"]["methods"].items():
             pairs = zip(config.sweep, entry[f"test_{metric_of(stage1.summary)['name']}"], strict=True)
             print(f"{name:8s} " + "  ".join(f"{share:g}: {figure:.4f}" for share, figure in pairs))
+    if config.edges:
+        from training.edges import edges_for, summary_of
+
+        path, found = edges_for(stage1)
+        print(summary_of(found, path))
+        if config.plots:
+            from visualization.edges import plot_edges
+
+            plot_edges(stage1.run_dir, path, stage1.folder / "edges.png")
     method, run_dir = config.prunes_by, None
     if method:
         run_dir = stage2_dir(stage1.folder, method, config.train_ratio)

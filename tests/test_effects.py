@@ -181,6 +181,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("--target consensus --stage 1", "--target consensus"),
         ("--target consensus --pruning_algorithm random", "--target consensus --pruning_algorithm if"),
     ],
+    "edges": [("--edges --stage 1", "--edges")],
     "memory_gb": [("--memory_gb 1 --stage 1", "--memory_gb 1")],
     "audit": [("--audit --stage 1", "--audit")],
     "audit_groups": [("--audit_groups 5 --audit --stage 1", "--audit_groups 5 --audit"), ("--audit_groups 5", "")],

@@ -24,7 +24,7 @@ from training import checkpoint
 from training.build import Job, build
 from training.deal import with_workers
 from training.identity import check_identity
-from training.protocols import check_differentiable
+from training.protocols import check_differentiable, load_protocol
 from training.run import check_packages, claim, clear, prepare, recorded_execution, run_folder
 from training.scores import keep_best, scores_for
 from training.trainer import train
@@ -80,6 +80,11 @@ def stage1_folder(config: PruningConfig) -> Path:
 def check_scorable(config: PruningConfig) -> None:
     """Raises :class:`UsageError` where no influence method could score the run, before it is trained."""
     check_differentiable(config)
+    if config.edges and not load_protocol(config.protocol).has_edges:
+        raise UsageError(
+            f"--edges is about the averages of neighbours, and --protocol {config.protocol} has none that a matrix of "
+            "weights tells: gossip, qg, d2, tracking and choco have."
+        )
 
 
 def run_stage1(config: PruningConfig, run_dir: Path | None = None) -> dict[str, Any]:

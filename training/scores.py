@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,11 @@ def scores_for(
     return scores_n, path
 
 
-def sound_scores(path: Path) -> dict[str, Any] | None:
+def sound_scores(path: Path, *names: Sequence[str]) -> dict[str, Any] | None:
     """The scores at ``path``; None, and a warning, where they are damaged: then they are deleted, so that
     new ones take their place."""
     try:
-        return read_scores(path)
+        return read_scores(path, *names)
     except UsageError as error:
         warnings.warn(str(error), stacklevel=2)
         shutil.rmtree(path, ignore_errors=True)

@@ -24,10 +24,10 @@ from training import checkpoint
 from training.build import Job
 from training.protocols import check_differentiable, load_protocol, train_step
 from utils.devices import send
-from utils.influence.trajectory import LastLayer, Step, StepAdjoint
+from utils.influence.trajectory import LastLayer, Sent, Step, StepAdjoint
 from utils.progress import Progress, ignored
 from workers.derivatives import Derivatives, piece_size
-from workers.rounds import end_round
+from workers.rounds import end_round, sent
 from workers.worker_vision import State
 
 
@@ -64,6 +64,7 @@ class RecordedRun:
                     self._on_disk[self._first_step[checkpoint.round_of(path)]] = path
         self._final: Tensor | None = None
         self._replayed: Progress = ignored
+        self._sent: dict[int, Sent] | None = None  # what was sent after steps, where that is asked for
 
     # ---- the plan ---------------------------------------------------------------------------------
 
@@ -92,6 +93,9 @@ class RecordedRun:
         step = self.step(self._now)
         train_step(self.fleet, step)
         if step.last:
+            if self._sent is not None:
+                statistics_NS = self.fleet.rows_RD[:, self.P :].clone()
+                self._sent[self._now] = Sent(sent(self.fleet, step.round), statistics_NS)
             end_round(self.fleet, step.round)
         self._replayed(self._now)
         self._now += 1
@@ -156,13 +160,26 @@ class RecordedRun:
         finally:
             self._replayed = ignored
 
+    def backwards_with_sent(
+        self, progress: Progress = ignored
+    ) -> Iterator[tuple[int, Tensor, Sent | None]]:
+        """As :meth:`backwards`, with what the workers sent after each step that ended a round."""
+        self._sent = {}
+        try:
+            for t, rows_ND in self.backwards(progress=progress):
+                yield t, rows_ND, self._sent.pop(t, None)
+        finally:
+            self._sent = None
+
     def _segment(self, start: int, stop: int, held: dict, room: int) -> Iterator[tuple[int, Tensor]]:
         length = stop - start
-        if length <= room:
+        if length <= (room if self._sent is None else max(1, room // 2)):
             states = []
             for t in range(start, stop):
                 self._go(t, held)
                 states.append(self.fleet.rows_RD.clone())
+            if self._sent is not None:
+                self._advance()  # through the end of the last round, too, though its state may be on the disk
             while states:
                 yield start + len(states) - 1, states.pop()
             return
@@ -170,7 +187,7 @@ class RecordedRun:
         # counted); the start is held already.
         # As few cuts as leave room for a whole piece; where none do, half of the room goes to cuts and
         # the pieces are cut again, at one more replay.
-        whole = (c for c in range(1, room // 2) if 2 * c - (-length // (c + 1)) <= room)
+        whole = (c for c in range(1, room // 2) if self._sent is None and 2 * c - (-length // (c + 1)) <= room)
         cuts = next(whole, max(1, room // 4))
         held = dict(held)
         starts = [start + length * c // (cuts + 1) for c in range(cuts + 1)]

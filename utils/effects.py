@@ -259,6 +259,7 @@ EFFECTS: tuple[Effect, ...] = (
             "dice_rounds",
             "delete_checkpoints",
             "target",
+            "edges",
             "memory_gb",
             "audit",
             "audit_groups",
@@ -300,8 +301,8 @@ EFFECTS: tuple[Effect, ...] = (
     ),
     Effect(
         ("target",),
-        lambda c: c.audit or bool(_methods(c) - {"random", "noprune", None}),
-        "only scores and --audit ask for an objective",
+        lambda c: c.audit or getattr(c, "edges", False) or bool(_methods(c) - {"random", "noprune", None}),
+        "only scores, --audit and --edges ask for an objective",
     ),
     Effect(
         ("audit_groups", "audit_fraction", "audit_seed", "cluster"),

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class LinearRound:
     begin: Lines = ()
     end: Lines | None = None
 
-    @property
+    @cached_property
     def lines(self) -> Lines:
         """``end``, or what it stands for."""
         if self.end is not None or self.mixing is None:
@@ -91,10 +92,11 @@ class LinearRound:
 
 
 def transposed(
-    lines: Lines, adjoints: dict[str, Tensor], times: Callable[[Coefficient, Tensor], Tensor]
+    lines: Lines, adjoints: dict[str, Tensor], times: Callable[[Line, str, Tensor], Tensor]
 ) -> dict[str, Tensor]:
     """The adjoints before the lines, of those after them: a new dictionary, in which names that nobody asks for are
-    missing. ``times(coefficient, adjoint)``: the product with the transposed coefficient."""
+    missing. ``times(line, source, adjoint)``: the product of the target's adjoint with the source's transposed
+    coefficient."""
     adjoints = dict(adjoints)
     for line in reversed(lines):
         arriving = adjoints.pop(line.target, None)  # the target was replaced: what it was counts only as a source
@@ -102,8 +104,8 @@ def transposed(
             continue
         if isinstance(line, Nonlinear):
             raise ValueError(f"the adjoint of the line of '{line.target}' is not written")
-        for name, coefficient in line.sources.items():
-            part = times(coefficient, arriving)
+        for name in line.sources:
+            part = times(line, name, arriving)
             adjoints[name] = adjoints[name] + part if name in adjoints else part
     return adjoints
 

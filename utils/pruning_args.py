@@ -29,7 +29,7 @@ class PruningConfig(Config):
     pruning_algorithm: str | None = flag(
         None,
         "pruning",
-        "how samples are scored for pruning (default: cascade, or none with --audit or --sweep)",
+        "how samples are scored for pruning (default: cascade, or none with --audit, --sweep or --edges)",
         choices=METHODS,
         changes_results=False,
     )
@@ -103,6 +103,10 @@ class PruningConfig(Config):
         "delete look at one model, the mean one for the nodes",
         changes_results=False,
     )
+    edges: bool = flag(
+        False, "influence", "tell what every edge of the graph did to --target in every round (docs/algorithms.md)",
+        changes_results=False,
+    )
     memory_gb: float = flag(
         4.0,
         "influence",
@@ -130,8 +134,8 @@ class PruningConfig(Config):
 
     @property
     def prunes_by(self) -> str | None:
-        """The method that prunes for stage 2; None where only an audit or a sweep was asked for."""
-        return self.pruning_algorithm or (None if self.audit or self.sweep else "cascade")
+        """The method that prunes for stage 2; None where only an audit, a sweep or the edges were asked for."""
+        return self.pruning_algorithm or (None if self.audit or self.sweep or self.edges else "cascade")
 
     def check(self) -> None:
         """Settings that do not go together."""

@@ -15,17 +15,19 @@ import numpy as np
 
 from utils.errors import UsageError
 
-KINDS = {"sample_id": np.int64, "worker": np.int64}  # each [m]; so are scores, float64, and a positive one helps
+SAMPLES = ("sample_id", "worker")  # whose scores they are: int64, each [m]; scores are float64, and positive ones help
+EDGES = ("receiver", "sender")  # of scores of edges, [rounds, edges]
 
 
 def write_scores(
-    path: Path, arrays: dict[str, np.ndarray], settings: dict[str, Any], scores: Sequence[str] = ("scores",)
+    path: Path, arrays: dict[str, np.ndarray], settings: dict[str, Any], scores: Sequence[str] = ("scores",),
+    whose: Sequence[str] = SAMPLES,
 ) -> None:
-    """Write ``sample_id``, ``worker``, the arrays of ``scores`` and the (JSON-able) settings next to their place, and
-    move them there when they are whole. Raises UsageError where the disk refuses."""
+    """Write the arrays of ``whose`` and of ``scores`` and the (JSON-able) settings next to their place, and move them
+    there when they are whole. Raises UsageError where the disk refuses."""
     import zarr  # takes half a second
 
-    arrays = {name: np.ascontiguousarray(arrays[name], dtype=kind) for name, kind in _kinds(scores).items()}
+    arrays = {name: np.ascontiguousarray(arrays[name], dtype=kind) for name, kind in _kinds(scores, whose).items()}
     attributes = {"settings": settings, "digest": _digest(arrays, settings)}
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -39,8 +41,10 @@ def write_scores(
         raise UsageError(f"cannot write {path}: {error}. Free some space or choose another --results_dir.") from error
 
 
-def read_scores(path: str | Path, scores: Sequence[str] = ("scores",)) -> dict[str, Any]:
-    """What was written, to the bit: the arrays of ``scores``, ``sample_id``, ``worker`` and ``settings``.
+def read_scores(
+    path: str | Path, scores: Sequence[str] = ("scores",), whose: Sequence[str] = SAMPLES
+) -> dict[str, Any]:
+    """What was written, to the bit: the arrays of ``scores`` and ``whose``, and ``settings``.
 
     Raises UsageError where the group is missing, damaged, or has no digest (as before there were digests).
     """
@@ -50,7 +54,7 @@ def read_scores(path: str | Path, scores: Sequence[str] = ("scores",)) -> dict[s
 
     try:
         group = zarr.open_group(path, mode="r")
-        arrays = {name: group[name][:] for name in _kinds(scores)}
+        arrays = {name: group[name][:] for name in _kinds(scores, whose)}
         settings = group.attrs["settings"]
         sound = group.attrs.get("digest") == _digest(arrays, settings)
         reason = "their digest is missing or another"
@@ -61,8 +65,8 @@ def read_scores(path: str | Path, scores: Sequence[str] = ("scores",)) -> dict[s
     return {**arrays, "settings": settings}
 
 
-def _kinds(scores: Sequence[str]) -> dict[str, type]:
-    return {**dict.fromkeys(scores, np.float64), **KINDS}
+def _kinds(scores: Sequence[str], whose: Sequence[str]) -> dict[str, type]:
+    return {**dict.fromkeys(scores, np.float64), **dict.fromkeys(whose, np.int64)}
 
 
 def _digest(arrays: dict[str, np.ndarray], settings: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from utils.records import PathLike
 from visualization.checked import load_audit, load_shown, load_sweep
 from visualization.comparison_plots import comparisons_of, plot_all_comparisons, plot_comparison
 from visualization.contact_sheet import draw_contact_sheet, plot_contact_sheet
+from visualization.edges import plot_edges
 from visualization.measures import ACCURACY, LOSS, Measure, metric_scale
 from visualization.node_view import plot_node_view
 from visualization.score_plots import plot_scores
@@ -36,7 +37,7 @@ from visualization.style import (
 
 __all__ = [  # all pictures of influence, wherever they are drawn
     "comparisons_of", "draw_contact_sheet", "plot_all_comparisons", "plot_audit", "plot_comparison",
-    "plot_contact_sheet", "plot_node_view", "plot_scores", "plot_sweep",
+    "plot_contact_sheet", "plot_edges", "plot_node_view", "plot_scores", "plot_sweep",
 ]  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def _ripples(
     if table_NN is None:
         draw_edges(axes, place_N2, lines_E2, arrows_E2, torus, diameter)
     else:
-        _arrows(axes, table_NN, place_N2, diameter)
+        draw_arrows(axes, table_NN, place_N2, diameter)
     for k in range(workers):
         marker = "s" if k in bad else "o"
         edge = {"markeredgecolor": BLACK, "markeredgewidth": 2.2 if k in bad else 0.8 * (diameter > 8)}
@@ -139,8 +139,11 @@ def _ripples(
         artist.set_in_layout(False)  # they stay inside the axes; measuring hundreds takes seconds
 
 
-def _arrows(axes: Axes, table_NN: np.ndarray, place_N2: np.ndarray, diameter: float) -> None:
-    """From giver to receiver, as wide as the effect is large; of each giver the strongest ones."""
+def draw_arrows(
+    axes: Axes, table_NN: np.ndarray, place_N2: np.ndarray, diameter: float, what: str = "the receiver"
+) -> None:
+    """Effects [giver, receiver]: as wide as the effect is large; of each giver the strongest ones. ``what`` was helped
+    or harmed."""
     workers = len(table_NN)
     effect_NN = np.nan_to_num(table_NN * (1 - np.eye(workers)))  # what a worker did to itself is no arrow
     size_NN = np.abs(effect_NN)
@@ -163,7 +166,7 @@ def _arrows(axes: Axes, table_NN: np.ndarray, place_N2: np.ndarray, diameter: fl
         return
     handles = [
         Line2D([], [], color=color, linewidth=3, label=label)
-        for color, label in ((HELPED, "helped the receiver"), (HARMED, "harmed the receiver"))
+        for color, label in ((HELPED, f"helped {what}"), (HARMED, f"harmed {what}"))
     ]
     said = f"widest arrow: {largest:.2g}"
     if len(drawn) < (size_NN > 0).sum():

@@ -259,7 +259,10 @@ def plot_folder(folder: PathLike) -> list[Path]:
         return pictures
     if (folder / "audit.json").is_file():
         pictures.append(influence.plot_audit(folder, folder / "audit.png"))
-    for path in sorted(folder.glob("influence/*.zarr")):
+    edges = folder / "influence" / "edges.zarr"
+    if edges.is_dir():
+        pictures.append(influence.plot_edges(stage1, edges, folder / "edges.png"))
+    for path in sorted({*folder.glob("influence/*.zarr")} - {edges}):
         pictures.append(influence.plot_scores(stage1, path, folder / f"scores_{path.stem}.png"))
     for path in sorted(folder.glob("node_view_*.json")):
         pictures.append(influence.plot_node_view(stage1, path, path.with_suffix(".png")))

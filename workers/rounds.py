@@ -49,6 +49,19 @@ def end_round(fleet: Fleet, around: LinearRound) -> None:
         _put(fleet.extra, name, at[name])
 
 
+def sent(fleet: Fleet, around: LinearRound) -> dict[tuple[Line, str], Tensor]:
+    """What the matrices of the end of a round will multiply, after its local steps: a copy [R, P] for each line and
+    source. The fleet stays as it is."""
+    found: dict[tuple[Line, str], Tensor] = {}
+    at = _values(fleet)
+    for line in around.lines:
+        for name, coefficient in line.sources.items():
+            if isinstance(coefficient, sparse.csr_array):
+                found[line, name] = at[name].clone()
+        at = _computed(fleet, (line,), at)
+    return found
+
+
 def _values(fleet: Fleet) -> dict[str, Tensor]:
     return {"rows": fleet.rows_RD[:, : fleet.layout.P], "momentum": fleet.state_RS, **fleet.extra, **fleet.of_round}
 

@@ -95,11 +95,13 @@ class Protocol(ABC):
     resume, replay and the influence methods ask for any round in any order.
 
     ``shared``: all rows are equal after a round, so that one evaluation serves all workers. ``evaluate_every``:
-    rounds between evaluations, where not an epoch.
+    rounds between evaluations, where not an epoch. ``has_edges``: what is mixed at the end of a round is mixed by the
+    mixing matrix of a graph, whose edges have a derivative of their own (:mod:`utils.influence.edges`).
     """
 
     shared = False
     evaluate_every: int | None = None
+    has_edges = False
 
     @abstractmethod
     def rounds(self, job: Job) -> int:

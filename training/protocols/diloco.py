@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class DiLoCo(Gossip):
     """Every row is the common model between rounds."""
 
-    shared = True
+    shared, has_edges = True, False
 
     def mixing(self, job: Job, r: int) -> sparse.csr_array:
         """Everybody gets the mean."""

@@ -29,6 +29,7 @@ class Gossip(Protocol):
     """Everybody trains, then averages with its neighbours. Those that combine otherwise say how in ``after``."""
 
     rows_a_message = 1
+    has_edges = True
 
     def rounds(self, job: Job) -> int:
         """As many rounds as ``epochs`` take; an epoch is ceil(n / (N B)) steps."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Local(Gossip):
     """Gossip's rounds without the gossip."""
 
+    has_edges = False
+
     def plan(self, job: Job, r: int) -> RoundPlan:
         """Everybody trains."""
         alone = super().plan(job, r)

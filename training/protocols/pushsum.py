@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class PushSum(Gossip):
     """Gossip with column-stochastic weights."""
 
+    has_edges = False
+
     def check(self, job: Job) -> None:
         """A step is taken at z and moves x."""
         check_one_local_step(job, "a second one would begin at x' / w, which nobody holds.")

@@ -69,6 +69,8 @@ class Relays:
 class RelaySGD(Gossip):
     """Everybody's model reaches everybody, hop by hop."""
 
+    has_edges = False
+
     def check(self, job: Job) -> None:
         """It needs a tree."""
         W = job.topology.matrices[0]

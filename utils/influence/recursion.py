@@ -26,7 +26,7 @@ from torch import Tensor
 
 from utils.devices import send
 from utils.influence.trajectory import Step, StepAdjoint, Trajectory
-from utils.linear import KEPT, Coefficient, transposed
+from utils.linear import KEPT, Line, transposed
 
 # Of PyTorch's sparse tensors, whose matrices here are valid by construction.
 warnings.filterwarnings("ignore", "Sparse (CSR tensor support|invariant checks)", UserWarning)
@@ -59,8 +59,9 @@ def transpose_mix(matrix: sparse.csr_array | None, adjoint_ND: Tensor) -> Tensor
     return torch.sparse_csr_tensor(*(send(torch.from_numpy(p), device) for p in parts), transposed.shape) @ adjoint_ND
 
 
-def times(coefficient: Coefficient, adjoint: Tensor) -> Tensor:
-    """The product of an adjoint with a transposed coefficient of a line."""
+def times(line: Line, source: str, adjoint: Tensor) -> Tensor:
+    """The product of an adjoint with the transposed coefficient that a line has for a source."""
+    coefficient = line.sources[source]
     if isinstance(coefficient, sparse.csr_array):
         return transpose_mix(coefficient, adjoint)
     if isinstance(coefficient, np.ndarray):

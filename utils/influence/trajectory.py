@@ -16,7 +16,7 @@ from typing import Protocol
 from scipy import sparse
 from torch import Tensor, nn
 
-from utils.linear import LinearRound
+from utils.linear import Line, LinearRound
 from utils.progress import Progress, ignored
 
 
@@ -75,6 +75,15 @@ class LastLayer:
     val_residuals: Tensor | None = None
 
 
+@dataclass
+class Sent:
+    """What workers sent at the end of a round: what each matrix of its lines multiplies [N, P], by line and source, and
+    the statistics of BatchNorm [N, S]."""
+
+    sources: dict[tuple[Line, str], Tensor]
+    statistics_NS: Tensor
+
+
 class Trajectory(Protocol):
     """A recorded run that can be walked and differentiated."""
 
@@ -98,6 +107,9 @@ class Trajectory(Protocol):
 
     def backwards(self, first: int = 0, progress: Progress = ignored) -> Iterator[tuple[int, Tensor]]:
         """Rows before step t for t = T-1 .. first. ``progress`` gets a tick a step, once it has been replayed."""
+
+    def backwards_with_sent(self, progress: Progress = ignored) -> Iterator[tuple[int, Tensor, Sent | None]]:
+        """The same from the end to the start, with what was sent after each step that ended a round."""
 
     def checkpoints(self, count: int) -> list[int]:
         """About ``count`` steps, evenly spaced, whose states are cheap to get."""
