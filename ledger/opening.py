@@ -41,7 +41,7 @@ def open_round(checked: Checked, job: Job, worker: int, r: int, keys: Keys) -> O
     if keys.public[worker] != checked.records[0][worker].what["key"]:
         raise UsageError(f"these are not the keys of the ledger {checked.folder}: give those of --ledger_keys.")
     start = max(s for s in replay.states() if s <= before)
-    fleet = job.make_fleet()
+    fleet = replay.fleet()
     if start:
         state.load(fleet, replay.store, checked.after(start))
     for event in replay.protocol.run(fleet, job, start) if start < before else ():

@@ -35,6 +35,7 @@ from utils.errors import UsageError
 from utils.progress import Progress, ignored
 from utils.random import permutations
 from utils.recorded import read_recorded, recorded_fields, recorded_files
+from workers.worker_vision import Fleet
 
 
 class CannotJudge(Exception):
@@ -78,6 +79,12 @@ class Replay:
         self.recorded = [line["round"] for line in checked.rounds if line["kind"] != "end"]
         self.protocol = load_protocol(job.config.protocol)
 
+    def fleet(self) -> Fleet:
+        """The workers at the start of the run."""
+        fleet = self.job.make_fleet()
+        self.protocol.start(fleet, self.job)
+        return fleet
+
     def states(self) -> list[int]:
         """The recorded rounds whose states are in the store; 0 is the start, which follows from the configuration."""
         whole = state.states_are_whole(self.job)
@@ -85,7 +92,7 @@ class Replay:
 
     def rounds(self, first: int, last: int, progress: Progress = ignored) -> Iterator[Again]:
         """Every recorded round after ``first`` (whose states are in the store, or 0) up to ``last``."""
-        fleet = self.job.make_fleet()
+        fleet = self.fleet()
         digests = state.StateDigests(fleet)
         if first:
             state.load(fleet, self.store, self.checked.after(first))
@@ -128,7 +135,7 @@ class Replay:
     def check_ends(self) -> None:
         """What can be told without training: states and samples at the start, and after which round the run ends.
         Raises :class:`Wrong`."""
-        after = state.StateDigests(self.job.make_fleet()).after()
+        after = state.StateDigests(self.fleet()).after()
         odd = [k for k, record in self.checked.records[0].items() if record.what["after"] != after[k]]
         if odd:  # of all of them: maybe this machine draws other bits
             raise Wrong(f"the start: workers {odd} began with other states than the configuration gives",

@@ -45,11 +45,17 @@ class StateDigests:
 
     def after(self) -> dict[int, State]:
         """Of each worker's whole state."""
-        extra = {name: digest_tensors({name: tensor}) for name, tensor in self._extra().items()}
-        rows = self._each("row", self.fleet.rows_RD, self._rows)
-        states = self._each("state", self.fleet.state_RS, self._states)
-        both = zip(self.fleet.owned, rows, states, strict=True)
-        return {worker: {"row": row, "state": state, **extra} for worker, row, state in both}
+        shared, own = self._extra()
+        common = {name: digest_tensors({name: tensor}) for name, tensor in shared.items()}
+        each = {
+            "row": self._each("row", self.fleet.rows_RD, self._rows),
+            "state": self._each("state", self.fleet.state_RS, self._states),
+            **{name: digest_rows(name, tensor) for name, tensor in own.items()},
+        }
+        return {
+            worker: {**{name: digests[i] for name, digests in each.items()}, **common}
+            for i, worker in enumerate(self.fleet.owned)
+        }
 
     def _each(self, name: str, matrix_RX: Tensor, canonical: Callable[[Tensor], Tensor]) -> list[str]:
         """The digest of every row of a matrix, some rows a thread at a time."""
@@ -69,8 +75,12 @@ class StateDigests:
             store.put_tensor("state", self._states(state_1S)[0], after[worker]["state"])
 
         self.fleet.engine.map(put, self.fleet.owned, self.fleet.rows_RD.split(1), self.fleet.state_RS.split(1))
-        for name, tensor in self._extra().items():
+        shared, own = self._extra()
+        for name, tensor in shared.items():
             store.put_tensor(name, tensor)
+        for name, tensor in own.items():
+            for worker, row_P in zip(self.fleet.owned, tensor, strict=True):
+                store.put_tensor(name, row_P, after[worker][name])
 
     def _rows(self, rows_nD: Tensor) -> Tensor:
         return self.fleet.layout.canonical(rows_nD.detach().cpu())
@@ -78,8 +88,11 @@ class StateDigests:
     def _states(self, state_nS: Tensor) -> Tensor:
         return canonical_state(self.fleet.optimizer, self.fleet.layout, state_nS.detach().cpu())
 
-    def _extra(self) -> dict[str, Tensor]:
-        return {name: self.fleet.layout.canonical(tensor.cpu()) for name, tensor in self.fleet.extra.items()}
+    def _extra(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """A protocol's tensors: those that all workers share, and those with a row for each worker here."""
+        found = {name: self.fleet.layout.canonical(tensor.cpu()) for name, tensor in self.fleet.extra.items()}
+        own = {name: tensor for name, tensor in found.items() if len(tensor) == len(self.fleet.owned)}
+        return {name: tensor for name, tensor in found.items() if name not in own}, own
 
 
 def stored(store: Store, states: Mapping[int, State]) -> bool:
@@ -94,5 +107,9 @@ def load(fleet: Fleet, store: Store, states: Mapping[int, State]) -> None:
     state_RS = torch.stack([store.get_tensor(states[k]["state"]) for k in fleet.owned])
     fleet.rows_RD.copy_(layout.from_canonical(rows_RD).to(fleet.device))
     fleet.state_RS.copy_(state_from_canonical(fleet.optimizer, layout, state_RS).to(fleet.device))
-    further = {name: digest for name, digest in states[0].items() if name not in ("row", "state")}
-    fleet.extra = {n: layout.from_canonical(store.get_tensor(d)).to(fleet.device).clone() for n, d in further.items()}
+    fleet.extra = {}
+    for name in states[0].keys() - {"row", "state"}:
+        tensor = store.get_tensor(states[0][name])
+        if tensor.dim() == 1:  # a row for each worker
+            tensor = torch.stack([store.get_tensor(states[k][name]) for k in fleet.owned])
+        fleet.extra[name] = layout.from_canonical(tensor).to(fleet.device).clone()

@@ -228,14 +228,16 @@ def test_scaffolds_common_variate_is_the_mean_of_all():
 
 def test_quasi_global_momentum_stays_within_its_bound():
     """Dividing by a rate that falls to nothing, without gradients: all that is remembered comes of averaging. The next
-    step stays below the sum over past rounds of beta (1 - mu) mu^s (rate now over rate then) times their disagreement,
-    while M itself grows."""
+    step stays below the sum over past rounds of beta (1 - mu) nu^s (rate now over rate then) times their disagreement,
+    nu = mu + (1 - mu) beta."""
     job = job_of(dict(protocol="qg", init="per_worker", epochs=20, qg_momentum=0.8, wd=0.0))
+    job.initial_ND = torch.randn(8, job.engine.layout.D, dtype=torch.float64, generator=torch.manual_seed(0))
     fleet, protocol = job.make_fleet(torch.zeros_like(job.sample_weights_n)[None]), load_protocol("qg")
     beta, mu, past, rounds = 0.9, 0.8, [], protocol.rounds(job)
+    nu = mu + (1 - mu) * beta
     for r in range(rounds):
         plan = protocol.plan(job, r)
-        bound = sum(beta * (1 - mu) * mu ** (r - 1 - q) * plan.lr / rate * size for q, (rate, size) in enumerate(past))
+        bound = sum(beta * (1 - mu) * nu ** (r - 1 - q) * plan.lr / rate * size for q, (rate, size) in enumerate(past))
         before_NP = fleet.rows_RD.clone()
         train_round(fleet, plan)
         step = (fleet.rows_RD - before_NP).norm().item()

@@ -101,7 +101,9 @@ def flip_a_bit(file):
 
 
 def rename_a_class(file):
-    file.write_bytes(file.read_bytes().replace(b"bee", b"wax"))
+    content = file.read_bytes()
+    assert b'\\"bee\\"' in content  # in quotes: digests are hexadecimal, and one in 65 has a bee as well
+    file.write_bytes(content.replace(b'\\"bee\\"', b'\\"wax\\"'))
 
 
 def rename_a_file(file):

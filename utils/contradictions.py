@@ -51,9 +51,8 @@ def check_together(config: Config) -> None:
             f"--ledger records rows that are sent and mixed, and --protocol {config.protocol} sends more than these: "
             f"it takes {', '.join(LEDGERED[:-1])} and {LEDGERED[-1]}."
         )
-    if config.ledger is not None and (config.order == "cta" or config.server_momentum and config.protocol == "fedavg"):
-        raise UsageError("--ledger records rows that are sent after the local steps and mixed: leave out --order cta "
-                         "and --server_momentum.")  # fmt: skip
+    if config.ledger is not None and config.order == "cta":
+        raise UsageError("--ledger records rows that are sent after the local steps: leave out --order cta.")
 
     if config.stages > 1:
         check_stages(config)

@@ -14,12 +14,14 @@ Legend: R rows, P floats of a row, k of them sent.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from utils.devices import send
-from utils.random import hash64, uniform
+from utils.random import derive_seed
 from workers.worker_vision import Fleet
 
 KINDS = ("none", "top_k", "random_k", "sign", "quantize")
@@ -66,23 +68,43 @@ class Compressor:
         """What arrives of one row [P]."""
         P = len(row_P) - gaps
         if self.kind == "top_k":
-            return _only(row_P, row_P.abs().topk(self.sent(P)).indices)
+            return _only(row_P, _largest(row_P.abs(), self.sent(P)))
         if self.kind == "random_k":
-            return _only(row_P, self._random(hash64, len(row_P), worker, r, row_P).topk(self.sent(P)).indices)
+            places_k = self._random(worker, r).choice(len(row_P), self.sent(P), replace=False, shuffle=False)
+            return _only(row_P, send(torch.from_numpy(places_k), row_P.device))
         if self.kind == "sign":
             return row_P.sign() * (row_P.abs().sum() / P)
         if self.kind == "quantize":
             norm, s = row_P.norm(), self.levels
             if not bool(norm > 0):
                 return torch.zeros_like(row_P)
-            dither_P = self._random(uniform, len(row_P), worker, r, row_P).to(row_P.dtype)
-            level_P = (s * row_P.abs() / norm + dither_P).floor()
+            bits_P = np.frombuffer(self._random(worker, r).bytes(2 * len(row_P)), np.uint16)
+            dither_P = send(torch.from_numpy((bits_P + np.float32(0.5)) / 65536), row_P.device)
+            level_P = row_P.abs().mul_(s / norm).add_(dither_P).floor_()
             shrink = 1 + min(P / s**2, P**0.5 / s)
-            return row_P.sign() * level_P * (norm / (s * shrink))
+            return level_P.copysign_(row_P).mul_(norm / (s * shrink))
         return row_P
 
-    def _random(self, kind: object, count: int, worker: int, r: int, like: Tensor) -> Tensor:
-        return send(kind(self.seed, "compression", worker, r, torch.arange(count)), like.device)
+    def _random(self, worker: int, r: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=_key(self.seed, r), counter=[0, 0, 0, worker]))
+
+
+@lru_cache(maxsize=4)
+def _key(seed: int, r: int) -> int:
+    return derive_seed(seed, "compression", r)
+
+
+def _largest(magnitude_P: Tensor, k: int) -> Tensor:
+    """The places of the k largest. On a CPU most floats are passed over after one look at every 16th: a third of the
+    time."""
+    P = len(magnitude_P)
+    if magnitude_P.device.type == "cpu" and P > 4096 and k < P // 8:
+        seen = magnitude_P[::16]
+        bound = seen.topk(min(len(seen), 3 * k // 32 + 16), sorted=False).values.min()
+        places = (magnitude_P >= bound).nonzero()[:, 0]
+        if len(places) >= k:
+            return places[magnitude_P[places].topk(k, sorted=False).indices]
+    return magnitude_P.topk(k, sorted=False).indices
 
 
 def _only(row_P: Tensor, places_k: Tensor) -> Tensor:

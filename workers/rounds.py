@@ -12,8 +12,10 @@ from torch import Tensor
 
 from utils import devices
 from utils.devices import send
-from utils.linear import KEPT, Coefficient, Line, LinearRound, Lines, Nonlinear
+from utils.linear import KEPT, Line, LinearRound, Lines, Nonlinear
 from workers.worker_vision import Fleet
+
+CACHED = 1 << 18  # floats that stay in a CPU's cache between the terms of a sum
 
 
 def begin_round(fleet: Fleet, around: LinearRound) -> None:
@@ -33,20 +35,22 @@ def end_round(fleet: Fleet, around: LinearRound) -> None:
         if around.mixing is not None:
             fleet.mix(around.mixing, around.mix_momentum)
         return
-    P = fleet.layout.P
-    at = _computed(fleet, around.end, _values(fleet))
+    P, start = fleet.layout.P, _values(fleet)
+    spare_RD = fleet.spare()
+    at = _computed(fleet, around.end, dict(start), spare_RD[:, :P])
     if around.mixing is not None and P < fleet.layout.D:
-        mixed_RS = torch.empty_like(fleet.rows_RD[:, P:])
-        fleet.mix_into(around.mixing, fleet.rows_RD[:, P:], mixed_RS)
-        fleet.rows_RD[:, P:] = mixed_RS
-    # In place: a recorded step knows where all of these lie.
-    targets = {line.target for line in around.end}
-    if "rows" in targets:
-        fleet.rows_RD[:, :P] = at["rows"]
-    if "momentum" in targets:
-        fleet.state_RS.copy_(at["momentum"])
-    for name in targets & set(fleet.extra):
-        _put(fleet.extra, name, at[name])
+        fleet.mix_into(around.mixing, fleet.rows_RD[:, P:], spare_RD[:, P:])
+    elif P < fleet.layout.D:
+        spare_RD[:, P:] = fleet.rows_RD[:, P:]
+    names, given = {line.target for line in around.end}, {id(value) for value in start.values()}
+    for name in names & set(fleet.extra):  # what is somebody else's already is copied
+        fleet.extra[name] = at[name].clone() if id(at[name]) in given else at[name]
+    if "momentum" in names:
+        fleet.state_RS.copy_(at["momentum"])  # in place: a recorded step knows where it lies
+    if "rows" in names:
+        if at["rows"].data_ptr() != spare_RD.data_ptr():
+            spare_RD[:, :P] = at["rows"]
+        fleet.swap(spare_RD)
 
 
 def sent(fleet: Fleet, around: LinearRound) -> dict[tuple[Line, str], Tensor]:
@@ -73,52 +77,68 @@ def _put(store: dict[str, Tensor], name: str, value: Tensor) -> None:
         store[name] = value.clone(memory_format=torch.contiguous_format)
 
 
-def _computed(fleet: Fleet, lines: Lines, at: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All named matrices after the lines. Matrices are replaced, never changed: two names may share one."""
-    for line in lines:
+def _computed(
+    fleet: Fleet, lines: Lines, at: dict[str, Tensor], rows_RP: Tensor | None = None
+) -> dict[str, Tensor]:
+    """All named matrices after the lines. Matrices are replaced, never changed: two names may share one. ``rows_RP``:
+    where the last line of the rows may put them."""
+    last = max((i for i, line in enumerate(lines) if line.target == "rows"), default=None)
+    for i, line in enumerate(lines):
         if isinstance(line, Nonlinear):
             at[line.target] = line.function(fleet, at[line.target])
         else:
-            at[line.target] = _sum(fleet, line, at)
+            at[line.target] = _sum(fleet, line, at, rows_RP if i == last else None)
     return at
 
 
-def _sum(fleet: Fleet, line: Line, at: dict[str, Tensor]) -> Tensor:
-    parts: list[tuple[float | Tensor, Tensor]] = []
-    for name, coefficient in line.sources.items():
-        if isinstance(coefficient, sparse.csr_array):
-            parts.append((1.0, _product(fleet, coefficient, at[name])))
-        elif isinstance(coefficient, np.ndarray):
-            parts.append((_column(fleet, coefficient, at[name].dtype), at[name]))
-        else:
-            parts.append((float(coefficient), at[name]))
-    (scale, first), rest = parts[0], parts[1:]
-    if not rest and isinstance(scale, float) and scale == 1.0:
-        return first
-    result = torch.empty_like(first, memory_format=torch.contiguous_format)
+def _sum(fleet: Fleet, line: Line, at: dict[str, Tensor], result: Tensor | None = None) -> Tensor:
+    """A line's target. ``result``: where to put it (default: fresh memory)."""
+    terms = [(coefficient, at[name]) for name, coefficient in line.sources.items()]
+    terms.sort(key=lambda term: not isinstance(term[0], sparse.csr_array))  # products first: they need no second matrix
+    if len(terms) == 1 and not isinstance(terms[0][0], np.ndarray | sparse.csr_array) and terms[0][0] == 1:
+        return terms[0][1]
+    coefficient, first = terms[0]
+    if isinstance(coefficient, sparse.csr_array):
+        result = _product(fleet, coefficient, first, result)
+        scale: float | Tensor | None = None
+    else:
+        result = torch.empty_like(first, memory_format=torch.contiguous_format) if result is None else result
+        scale = _scale(fleet, coefficient, first)
+    rest = [
+        (1.0, _product(fleet, c, source)) if isinstance(c, sparse.csr_array) else (_scale(fleet, c, source), source)
+        for c, source in terms[1:]
+    ]
+    if scale is None and not rest:
+        return result
 
     def add(part: slice) -> None:
-        torch.mul(first[part], scale[part] if isinstance(scale, Tensor) else scale, out=result[part])
+        if scale is not None:
+            torch.mul(first[part], scale[part] if isinstance(scale, Tensor) else scale, out=result[part])
         for factor, source in rest:
             if isinstance(factor, Tensor):
                 result[part].addcmul_(source[part], factor[part])
             else:
                 result[part].add_(source[part], alpha=factor)
 
-    step = len(first) if devices.is_accelerator(fleet.device) else 1  # a row stays in a CPU's cache
-    fleet.engine.map(add, [slice(i, i + step) for i in range(0, len(first), max(1, step))])
+    step = len(result)
+    if not devices.is_accelerator(fleet.device):  # every thread has some, of few enough floats for its cache
+        step = min(-(-step // fleet.engine.threads), max(1, CACHED // max(1, result.shape[1])))
+    fleet.engine.map(add, [slice(i, i + step) for i in range(0, len(result), max(1, step))])
     return result
 
 
-def _column(fleet: Fleet, values_A: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """A number for each row here [., 1]."""
-    block = fleet.block_of(len(values_A))
-    here = torch.as_tensor(values_A[block.start : block.stop], dtype=dtype).repeat(fleet.replicas)
+def _scale(fleet: Fleet, coefficient: float | np.ndarray, source: Tensor) -> float | Tensor:
+    """A number, or one for each row here [., 1]."""
+    if not isinstance(coefficient, np.ndarray):
+        return float(coefficient)
+    block = fleet.block_of(len(coefficient))
+    here = torch.as_tensor(coefficient[block.start : block.stop], dtype=source.dtype).repeat(fleet.replicas)
     return send(here, fleet.device)[:, None]
 
 
-def _product(fleet: Fleet, matrix: Coefficient, source: Tensor) -> Tensor:
-    rows = len(fleet.block_of(matrix.shape[0])) * fleet.replicas
-    target = torch.empty(rows, source.shape[1], dtype=source.dtype, device=source.device)
+def _product(fleet: Fleet, matrix: sparse.csr_array, source: Tensor, target: Tensor | None = None) -> Tensor:
+    if target is None:
+        rows = len(fleet.block_of(matrix.shape[0])) * fleet.replicas
+        target = torch.empty(rows, source.shape[1], dtype=source.dtype, device=source.device)
     fleet.mix_into(matrix, source, target)
     return target

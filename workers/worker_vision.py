@@ -271,6 +271,14 @@ class Fleet:
     def _spare(self, source: Tensor) -> Tensor:
         return self._spare_RD if self._spare_RD.shape == source.shape else torch.empty_like(source)
 
+    def spare(self) -> Tensor:
+        """A second matrix [R, D], for the rows after a round."""
+        return self._spare(self.rows_RD)
+
+    def swap(self, rows_RD: Tensor) -> None:
+        """What :meth:`spare` gave are the rows now: the two matrices take turns."""
+        self.rows_RD, self._spare_RD = rows_RD, self.rows_RD
+
     def _mixed(self, matrix: sparse.csr_array, source: Tensor) -> Tensor:
         target = self._spare(source)
         self.mix_into(matrix, source, target)
@@ -321,12 +329,12 @@ class Fleet:
         """Go to a state that was :meth:`copied`. In place: a recorded step knows where all of it lies."""
         self.rows_RD.copy_(state.rows_RD)
         self.state_RS.copy_(state.state_RS)
-        for store, kept in ((self.extra, state.extra), (self.of_round, state.of_round)):
-            for name, tensor in kept.items():
-                if name in store:
-                    store[name].copy_(tensor)
-                else:
-                    store[name] = tensor.clone()
+        self.extra = {name: tensor.clone() for name, tensor in state.extra.items()}
+        for name, tensor in state.of_round.items():
+            if name in self.of_round:
+                self.of_round[name].copy_(tensor)
+            else:
+                self.of_round[name] = tensor.clone()
 
     # ---- looking --------------------------------------------------------------------------------
 

@@ -9,8 +9,9 @@ is remembered is how the averaged model moved:
 round, and what is remembered is the move a step, (X - X+) / (tau lr).
 
 X - X+ also holds what averaging changed, (I - W) X', and dividing it by a rate that falls to 0 makes M as large as one
-likes. The steps stay bounded all the same: a round that lies s rounds back adds at most beta (1 - mu) mu^s lr / lr_back
-times its disagreement |(I - W) X'| to the next step, and lr / lr_back is at most 1 while the rate falls.
+likes. The steps stay bounded all the same: a round that lies s rounds back adds at most beta (1 - mu) nu^s lr / lr_back
+times its disagreement |(I - W) X'| to the next step, with nu = mu + (1 - mu) beta (what is remembered is part of the
+next move, and so is remembered again), and lr / lr_back is at most 1 while the rate falls.
 """
 
 from __future__ import annotations
