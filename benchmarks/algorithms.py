@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-RATES = (0.01, 0.03, 0.1, 0.3)
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 ADAM = 1 / 30  # rates of AdamW against those of SGD
 TUNED_ON = 1000  # added to a seed on which rates are chosen
 ALGORITHMS: dict[str, dict[str, Any]] = {
