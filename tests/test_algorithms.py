@@ -9,6 +9,7 @@ from runs import digits_job, final_objective, recorded
 from scipy.sparse.csgraph import shortest_path
 
 import tests.algorithms as plain
+from training.finetune import finetune
 from training.protocols import load_protocol, train_round
 from training.protocols.relay import Relays
 from utils.errors import UsageError
@@ -169,6 +170,15 @@ def test_fedprox_without_its_penalty_is_fedavg():
     one, two = (trained(job_of(dict(protocol=name, **extra)))[0] for name, extra in (
         ("fedprox", dict(prox=0.0)), ("fedavg", {})))  # fmt: skip
     torch.testing.assert_close(one.rows_RD, two.rows_RD, rtol=1e-12, atol=1e-14)
+
+
+def test_fine_tuning_knows_no_penalty():
+    """It begins after the training, from the server's model, with the weight decay that the user asked for."""
+    ends = []
+    for name, extra in (("fedprox", dict(prox=5.0)), ("fedavg", {})):
+        job = job_of(dict(protocol=name, finetune=2, **extra))
+        ends.append(finetune(job, job.initial_ND)["after"])
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize("mode", ["line", "tree", "star"])
@@ -343,6 +353,7 @@ def test_a_line_is_what_it_says():
         (dict(protocol="fedprox", optimizer="adamw"), "adamw"),
         (dict(protocol="scaffold", optimizer="adam"), "--optimizer sgd"),
         (dict(protocol="scaffold", keep_momentum=True), "keep_momentum"),
+        (dict(protocol="diloco", init="per_worker"), "one common model"),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )

@@ -8,6 +8,7 @@ Legend: N workers, C classes, D floats a row, n test samples.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ def finetune(job: Job, model_1D: Tensor) -> dict[str, Any]:
     config = job.config
     fleet = job.make_fleet()
     fleet.rows_RD.copy_(model_1D.expand_as(fleet.rows_RD))
+    fleet.optimizer = dataclasses.replace(fleet.optimizer, weight_decay=config.wd)  # without a protocol's own
     mix_NC = class_mix(job)
     before_N = own_accuracy(job, fleet, mix_NC)
     moving_D = movable(job, fleet) if config.finetune_head else None

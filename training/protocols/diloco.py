@@ -20,13 +20,13 @@ from scipy import sparse
 
 from training.protocols import RoundPlan
 from training.protocols.gossip import Gossip
+from utils.errors import UsageError
 from utils.linear import Line, Lines, averaging
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from training.build import Job
-    from utils.args import Config
     from workers.worker_vision import Fleet
 
 
@@ -34,6 +34,11 @@ class DiLoCo(Gossip):
     """Every row is the common model between rounds."""
 
     shared, has_edges = True, False
+
+    def check(self, job: Job) -> None:
+        """One model, from the start."""
+        if job.config.init == "per_worker":
+            raise UsageError("--protocol diloco moves one common model: leave out --init per_worker.")
 
     def mixing(self, job: Job, r: int) -> sparse.csr_array:
         """Everybody gets the mean."""
@@ -59,7 +64,3 @@ class DiLoCo(Gossip):
             Line("velocity", velocity=mu, delta=1),
             Line("rows", before=1, delta=-alpha, velocity=-alpha * mu),
         )
-
-    def not_linear(self, config: Config) -> str | None:
-        """An average at the start is no round."""
-        return "diloco with --init per_worker begins with models that differ" if config.init == "per_worker" else None

@@ -47,7 +47,7 @@ class Gossip(Protocol):
 
     def overlaps(self, config: Config) -> bool:
         """Whether rows are on their way while workers compute."""
-        return config.order == "cta"
+        return config.protocol == "gossip" and config.order == "cta"
 
     def message_bytes(self, job: Job) -> int:
         """Bytes that cross a link in a round."""

@@ -54,8 +54,10 @@ class Scaffold(FedAvg):
         """Added to every gradient: c - c_k."""
         return (Line("drift", common=1, own=-1),)
 
-    def after(self, job: Job, broadcast: sparse.csr_array, steps_N: np.ndarray, lr: float) -> Lines:
+    def after(self, job: Job, broadcast: sparse.csr_array, steps_N: np.ndarray, lr: float) -> Lines | None:
         """The end of a round."""
+        if not lr:  # nobody moves, and nothing is learned of gradients
+            return None
         sampled_N = (steps_N > 0).astype(np.float64)
         move_N = np.array([moved(k, job.config) for k in steps_N.tolist()])
         per_move_N = sampled_N / np.maximum(move_N, 1) / lr

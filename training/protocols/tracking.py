@@ -44,8 +44,9 @@ class GradientTracking(Gossip):
 
     def after(self, job: Job, r: int, W: sparse.csr_array, lr: float) -> Lines:
         """The end of a round."""
+        per_rate = 1 / lr if lr else 0.0  # a rate of 0 tells nothing of G
         return (
-            Line("direction", tracked=1, before=1 / lr, rows=-1 / lr),  # Y = T + G
+            Line("direction", tracked=1, before=per_rate, rows=-per_rate),  # Y = T + G
             Line("rows", before=W, direction=-lr),
             Line("tracked", direction=minus_identity(job, W), tracked=1),  # W Y - G, and G = Y - T
         )
