@@ -65,6 +65,7 @@ def run(config: PruningConfig) -> dict[str, Any]:
     """One seed; returns what its audit.json, sweep.json and comparison.json hold, by name."""
     from training.audit import audit, report
     from training.comparison import prune
+    from training.edges import edges_said
     from training.pruning import check_ratios, check_stage2, node_view, open_stage1, run_stage1, stage2_dir, sweep
     from utils.records import figure_of, metric_of, shown, spelled
 
@@ -85,14 +86,7 @@ def run(config: PruningConfig) -> dict[str, Any]:
             pairs = zip(config.sweep, entry[f"test_{metric_of(stage1.summary)['name']}"], strict=True)
             print(f"{name:8s} " + "  ".join(f"{share:g}: {figure:.4f}" for share, figure in pairs))
     if config.edges:
-        from training.edges import edges_for, summary_of
-
-        path, found = edges_for(stage1)
-        print(summary_of(found, path))
-        if config.plots:
-            from visualization.edges import plot_edges
-
-            plot_edges(stage1.run_dir, path, stage1.folder / "edges.png")
+        print(edges_said(stage1))
     method, run_dir = config.prunes_by, None
     if method:
         run_dir = stage2_dir(stage1.folder, method, config.train_ratio)
@@ -140,6 +134,8 @@ def draw(stage1: Stage1, results: dict[str, Any], method: str | None, run_dir: P
 
     folder = stage1.folder
     plot_run(stage1.run_dir)
+    if stage1.config.edges:
+        plots.plot_edges(stage1.run_dir, folder / "influence" / "edges.zarr", folder / "edges.png")
     if "audit" in results:
         plots.plot_audit(folder, folder / "audit.png", stage1.run_dir)
     if "sweep" in results:

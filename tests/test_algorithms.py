@@ -363,6 +363,35 @@ def test_what_does_not_fit_is_refused(settings, words, directed):
         load_protocol(job.config.protocol).check(job)
 
 
+@pytest.mark.parametrize("settings", [dict(protocol="tracking"), dict(protocol="qg"), dict(protocol="scaffold")])
+def test_a_rate_that_falls_to_nothing(settings):
+    """1e-40 is no float32 that could be divided by."""
+    job = job_of(settings | dict(dtype="float32", scheduler="exponential", gamma=1e-10, epochs=6), network=None)
+    fleet, events = trained(job)
+    assert events[-1].lr < 1e-38 and fleet.rows_RD.isfinite().all()
+
+
+def test_a_matrix_printed_with_six_digits_is_symmetric_enough(tmp_path):
+    path = tmp_path / "line.txt"
+    path.write_text(".666667 .333333 0\n.333333 .333333 .333333\n0 .333333 .666667\n")
+    job = job_of(dict(protocol="d2", mode="file", num_workers=3), str(path))
+    load_protocol("d2").check(job)
+    with pytest.warns(UserWarning, match="same weight"):
+        other = tmp_path / "other.txt"
+        other.write_text(".8 .2 0\n.2 .6 .2\n0 .2 .8\n")
+        job = job_of(dict(protocol="relay", mode="file", num_workers=3), str(other))
+        load_protocol("relay").check(job)
+
+
+@pytest.mark.parametrize("compression", ["top_k", "random_k", "quantize"])
+def test_compression_does_not_depend_on_how_rows_lie_in_memory(compression):
+    ends = []
+    for channels_last in (False, True):
+        job = digits_job(model="cnn", protocol="choco", compression=compression, channels_last=channels_last, epochs=1)
+        ends.append(job.engine.layout.canonical(trained(job, 3)[0].rows_RD))
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", LOSSY)
 def test_compressed_runs_are_not_differentiated(name):
     with pytest.raises(UsageError, match="no derivative"):

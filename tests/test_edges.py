@@ -76,6 +76,13 @@ def test_edges_are_finite_differences(name):
             assert found.helped_TE[r, e] == pytest.approx((ends[1] - ends[0]) / 2e-4, rel=1e-5, abs=1e-11)
 
 
+def test_what_was_sent_is_held_within_the_memory():
+    job, protocol = job_with(CASES["tracking with momentum"])
+    run = recorded(job, memory_limit=0)
+    for t, _, _ in run.backwards_with_sent():
+        assert len(run._sent) <= 2, t
+
+
 FLAGS = ("--edges", "--num_workers", "6", "--model", "mlp", "--max_train", "200", "--epochs", "3", "--quiet")
 
 

@@ -132,11 +132,13 @@ def test_dice_with_the_last_source_only_is_cascades_contribution_of_the_step():
     )
 
 
-def test_one_hop_dice_tends_to_its_ground_truth_as_the_rate_falls():
+@pytest.mark.parametrize(("optimizer", "momentum"), [("sgd", 0.0), ("nesterov", 0.9)])
+def test_one_hop_dice_tends_to_its_ground_truth_as_the_rate_falls(optimizer, momentum):
     """DICE-GT by really leaving a sample out of one step; the relative error falls in proportion to lr."""
     errors = []
     for lr in (1e-2, 1e-3, 1e-4):
-        job = digits_job(model="mlp_smooth", engine="vmap", momentum=0.0, wd=0.0, lr=lr, scheduler="constant")
+        settings = dict(optimizer=optimizer, momentum=momentum, wd=0.0, lr=lr, scheduler="constant")
+        job = digits_job(model="mlp_smooth", engine="vmap", **settings)
         run = recorded(job)
         t = 2
         states = states_from(run, t, 1)

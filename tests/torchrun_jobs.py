@@ -13,6 +13,8 @@ ALGORITHMS = {  # (most of them over links that cross processes)
     "choco": dict(protocol="choco"),
     "quantized": dict(protocol="choco", compression="quantize"),
     "relay": dict(protocol="relay", mode="tree"),
+    "hub": dict(protocol="relay", mode="star", num_workers=3),
+    "base": dict(protocol="tracking", mode="base", num_workers=5),
     "pushsum": dict(protocol="pushsum", mode="exponential"),
     "cta": dict(order="cta", optimizer="nesterov"),
     "diloco": dict(protocol="diloco", optimizer="adamw", local_steps=3, lr=0.01),

@@ -38,8 +38,9 @@ def edges_for(stage1: Stage1) -> tuple[Path, Edges]:
     return path, found
 
 
-def summary_of(found: Edges, path: Path) -> str:
-    """The edges in two lines."""
+def edges_said(stage1: Stage1) -> str:
+    """The edges in two lines, once they are computed and written."""
+    path, found = edges_for(stage1)
     if not found.helped_TE.size:
         return f"edges: there are none ({path})"
     total_E = found.helped_TE.sum(0)

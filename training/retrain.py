@@ -53,7 +53,8 @@ def objective_values(job: Job, fleet: Any, target: str) -> Tensor:
 def replicas_that_fit(job: Job, memory: float) -> int:
     """Retrainings a fleet may hold: rows, their twin for gossip, optimizers' state, gradients and activations."""
     layout = job.engine.layout
-    floats = job.config.num_workers * (3 * layout.D + state_size(optimizer_of(job.config), layout))
+    further = load_protocol(job.config.protocol).further_rows * layout.P
+    floats = job.config.num_workers * (3 * layout.D + state_size(optimizer_of(job.config), layout) + further)
     size = torch.empty(0, dtype=job.samples.dtype).element_size()
     return max(1, int(min(memory / (floats * size), 1e9)))
 

@@ -65,6 +65,7 @@ class RecordedRun:
         self._final: Tensor | None = None
         self._replayed: Progress = ignored
         self._sent: dict[int, Sent] | None = None  # what was sent after steps, where that is asked for
+        self._watched = range(0)  # those of these steps that are held
 
     # ---- the plan ---------------------------------------------------------------------------------
 
@@ -93,7 +94,7 @@ class RecordedRun:
         step = self.step(self._now)
         train_step(self.fleet, step)
         if step.last:
-            if self._sent is not None:
+            if self._sent is not None and self._now in self._watched:
                 statistics_NS = self.fleet.rows_RD[:, self.P :].clone()
                 self._sent[self._now] = Sent(sent(self.fleet, step.round), statistics_NS)
             end_round(self.fleet, step.round)
@@ -174,7 +175,7 @@ class RecordedRun:
     def _segment(self, start: int, stop: int, held: dict, room: int) -> Iterator[tuple[int, Tensor]]:
         length = stop - start
         if length <= (room if self._sent is None else max(1, room // 2)):
-            states = []
+            states, self._watched = [], range(start, stop)
             for t in range(start, stop):
                 self._go(t, held)
                 states.append(self.fleet.rows_RD.clone())

@@ -58,27 +58,28 @@ class Compressor:
         }[self.kind]
 
     def __call__(self, fleet: Fleet, change_RP: Tensor, r: int) -> Tensor:
-        """What arrives of the rows [R, P] in round r."""
-        gaps = change_RP.shape[1] - fleet.layout.num_parameters  # zeros that align tensors; they are not sent
+        """What arrives of the rows [R, P] in round r. Floats are taken in the order of files, so that nothing depends
+        on how they lie in memory."""
         workers = list(fleet.owned) * fleet.replicas
-        rows = fleet.engine.map(lambda row_P, k: self.row(row_P, k, r, gaps), list(change_RP), workers)
-        return torch.stack(rows)
+        plain = fleet.layout.canonical(change_RP)
+        rows = fleet.engine.map(lambda row_P, k: self.row(row_P, k, r), list(plain), workers)
+        return fleet.layout.from_canonical(torch.stack(rows))
 
-    def row(self, row_P: Tensor, worker: int, r: int, gaps: int = 0) -> Tensor:
+    def row(self, row_P: Tensor, worker: int, r: int) -> Tensor:
         """What arrives of one row [P]."""
-        P = len(row_P) - gaps
+        P = len(row_P)
         if self.kind == "top_k":
             return _only(row_P, _largest(row_P.abs(), self.sent(P)))
         if self.kind == "random_k":
-            places_k = self._random(worker, r).choice(len(row_P), self.sent(P), replace=False, shuffle=False)
+            places_k = self._random(worker, r).choice(P, self.sent(P), replace=False, shuffle=False)
             return _only(row_P, send(torch.from_numpy(places_k), row_P.device))
         if self.kind == "sign":
-            return row_P.sign() * (row_P.abs().sum() / P)
+            return torch.ones_like(row_P).copysign_(row_P) * row_P.abs().mean()
         if self.kind == "quantize":
             norm, s = row_P.norm(), self.levels
             if not bool(norm > 0):
                 return torch.zeros_like(row_P)
-            bits_P = np.frombuffer(self._random(worker, r).bytes(2 * len(row_P)), np.uint16)
+            bits_P = np.frombuffer(self._random(worker, r).bytes(2 * P), np.uint16)
             dither_P = send(torch.from_numpy((bits_P + np.float32(0.5)) / 65536), row_P.device)
             level_P = row_P.abs().mul_(s / norm).add_(dither_P).floor_()
             shrink = 1 + min(P / s**2, P**0.5 / s)

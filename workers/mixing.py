@@ -83,10 +83,10 @@ def mix_rows(
     receivers = np.arange(matrix.shape[0]) if receivers is None else receivers
     if len(receivers) == 0:
         return
-    if matrix.nnz == 0:
+    local = matrix[receivers].tocsr() if len(receivers) < matrix.shape[0] else matrix
+    if local.nnz == 0:  # nobody here gets anything, as of several processes may be
         target_nD.zero_()
         return
-    local = matrix[receivers].tocsr() if len(receivers) < matrix.shape[0] else matrix
     place = local.indices if position_N is None else position_N[local.indices]
     accelerator = devices.is_accelerator(source_AD.device)
     where = b"" if position_N is None else position_N.tobytes()

@@ -42,7 +42,7 @@ def end_round(fleet: Fleet, around: LinearRound) -> None:
         fleet.mix_into(around.mixing, fleet.rows_RD[:, P:], spare_RD[:, P:])
     elif P < fleet.layout.D:
         spare_RD[:, P:] = fleet.rows_RD[:, P:]
-    names, given = {line.target for line in around.end}, {id(value) for value in start.values()}
+    names, given = {line.target for line in around.end}, {id(value) for value in (*start.values(), at["rows"])}
     for name in names & set(fleet.extra):  # what is somebody else's already is copied
         fleet.extra[name] = at[name].clone() if id(at[name]) in given else at[name]
     if "momentum" in names:

@@ -100,7 +100,6 @@ class Fleet:
         self.watch: Callable[[], None] | None = None  # told when the local steps of a round have been made
         self._spare_RD = torch.empty(0)
         self._step_graph: StepGraph | None = None
-        self._block_diagonals: dict[int, tuple] = {}
 
     def rows_of(self, workers: list[int] | None = None) -> list[int]:
         """The rows here of these workers (default: all) in every replica, ascending."""
@@ -301,11 +300,10 @@ class Fleet:
         return self.owned if rows == self.num_workers else range(rows)
 
     def _block_diagonal(self, matrix: sparse.csr_array) -> sparse.csr_array:
-        kept = self._block_diagonals.get(id(matrix))
-        if kept is None or kept[0] is not matrix:
-            blocks = sparse.csr_array(sparse.kron(sparse.eye_array(self.replicas), matrix, format="csr"))
-            kept = self._block_diagonals[id(matrix)] = (matrix, blocks)
-        return kept[1]
+        def blocks() -> sparse.csr_array:
+            return sparse.csr_array(sparse.kron(sparse.eye_array(self.replicas), matrix, format="csr"))
+
+        return self.engine.kept(("blocks", self.replicas, id(matrix)), matrix, blocks)
 
     def reset_state(self, workers: list[int]) -> None:
         """These workers' optimizers forget."""

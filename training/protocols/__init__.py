@@ -97,11 +97,13 @@ class Protocol(ABC):
     ``shared``: all rows are equal after a round, so that one evaluation serves all workers. ``evaluate_every``:
     rounds between evaluations, where not an epoch. ``has_edges``: what is mixed at the end of a round is mixed by the
     mixing matrix of a graph, whose edges have a derivative of their own (:mod:`utils.influence.edges`).
+    ``further_rows``: of P floats that it holds for a worker, at most, beside the row and the optimizer's state.
     """
 
     shared = False
     evaluate_every: int | None = None
     has_edges = False
+    further_rows = 0
 
     @abstractmethod
     def rounds(self, job: Job) -> int:

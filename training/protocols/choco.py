@@ -39,6 +39,8 @@ def compressor_of(job: Job) -> Compressor:
 class Choco(Gossip):
     """Gossip by compressed differences."""
 
+    further_rows = 4
+
     def check(self, job: Job) -> None:
         """Neighbours add up what they were told, so they must stay the same."""
         if job.topology.period > 1:

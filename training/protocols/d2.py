@@ -25,6 +25,7 @@ from scipy import sparse
 from training.protocols.gossip import Gossip, check_one_local_step
 from utils.errors import UsageError
 from utils.linear import Line, Lines
+from utils.topology_file import ROW_SUM_TOLERANCE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,11 +39,13 @@ SMALLEST = -1 / 3  # no eigenvalue of W may be as small
 class D2(Gossip):
     """Gossip that corrects what different shards do to it."""
 
+    further_rows = 4
+
     def check(self, job: Job) -> None:
         """The graph and the steps that it is proven for."""
         check_one_local_step(job, "with more its correction would have to enter each of them.")
         W = job.topology.matrices[0]
-        if job.topology.period > 1 or np.abs((W - W.T).data).max(initial=0) > 1e-12:
+        if job.topology.period > 1 or np.abs((W - W.T).data).max(initial=0) > ROW_SUM_TOLERANCE:
             raise UsageError(
                 f"--protocol d2 needs links in both directions that stay the same: --mode {job.config.mode} here has "
                 "others (ring, grid, torus, tree, line, star and random will do)."

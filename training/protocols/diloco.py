@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 class DiLoCo(Gossip):
     """Every row is the common model between rounds."""
 
+    further_rows = 4
     shared, has_edges = True, False
 
     def check(self, job: Job) -> None:

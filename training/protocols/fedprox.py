@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class FedProx(FedAvg):
     """FedAvg with a proximal term."""
 
+    further_rows = 2
+
     def check(self, job: Job) -> None:
         """The term is part of the gradient."""
         if job.config.optimizer == "adamw":

@@ -82,6 +82,11 @@ def minus_identity(job: Job, W: sparse.csr_array) -> sparse.csr_array:
     )
 
 
+def per_rate(lr: float) -> float:
+    """1 / lr; 0 where the rate has fallen to (nearly) nothing, of which a move tells nothing."""
+    return 1 / lr if lr > 1e-30 else 0.0
+
+
 def check_one_local_step(job: Job, why: str) -> None:
     """Raises :class:`UsageError` with --local_steps above 1."""
     if job.config.local_steps > 1:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 class PushSum(Gossip):
     """Gossip with column-stochastic weights."""
 
+    further_rows = 3
     has_edges = False
 
     def check(self, job: Job) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from scipy import sparse
 
-from training.protocols.gossip import Gossip
+from training.protocols.gossip import Gossip, per_rate
 from utils.errors import UsageError
 from utils.linear import Line, Lines
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 class QuasiGlobalMomentum(Gossip):
     """Gossip whose momentum follows the averaged model."""
+
+    further_rows = 2
 
     def check(self, job: Job) -> None:
         """It is about the momentum of SGD."""
@@ -41,7 +43,7 @@ class QuasiGlobalMomentum(Gossip):
 
     def after(self, job: Job, r: int, W: sparse.csr_array, lr: float) -> Lines:
         """The end of a round."""
-        mu, move = job.config.qg_momentum, 1 / (lr * job.config.local_steps) if lr else 0.0  # a rate of 0 tells nothing
+        mu, move = job.config.qg_momentum, per_rate(lr) / job.config.local_steps
         return (
             Line("rows", rows=W),
             Line("momentum", momentum_before=mu, before=(1 - mu) * move, rows=-(1 - mu) * move),

@@ -15,6 +15,7 @@ Legend: N workers, E = 2 (N - 1) messages, ordered by receiver.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ from scipy import sparse
 from training.protocols.gossip import Gossip
 from utils.errors import UsageError
 from utils.linear import Line, Lines
+from utils.topology import metropolis_hastings
+from utils.topology_file import ROW_SUM_TOLERANCE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +40,7 @@ class Relays:
     """A tree's messages. ``receiver_E``; ``own_EN``: what a message has of its sender; ``relayed_EE``: the messages of
     the round before that it passes on; ``got_NE``: who gets it."""
 
+    further_rows = 8
     receiver_E: np.ndarray
     own_EN: sparse.csr_array
     relayed_EE: sparse.csr_array
@@ -78,6 +82,9 @@ class RelaySGD(Gossip):
         if job.topology.period > 1 or job.topology.directed or links != 2 * (N - 1) or not job.topology.is_connected:
             raise UsageError(f"--protocol relay needs a tree, which --mode {job.config.mode} is not: take --mode tree, "
                              "line or star.")  # fmt: skip
+        if abs(W - metropolis_hastings(W)).max() > ROW_SUM_TOLERANCE:
+            warnings.warn("--protocol relay gives all models of a tree the same weight: those of --topology_file weigh "
+                          "the statistics of BatchNorm alone", stacklevel=2)  # fmt: skip
 
     def relays(self, job: Job) -> Relays:
         """The messages of the run."""

@@ -19,6 +19,7 @@ import numpy as np
 from scipy import sparse
 
 from training.protocols.fedavg import FedAvg
+from training.protocols.gossip import per_rate
 from utils.errors import UsageError
 from utils.linear import Line, Lines, averaging
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 class Scaffold(FedAvg):
     """FedAvg that corrects what different shards do to it."""
 
+    further_rows = 8
     rows_a_message = 2
 
     def check(self, job: Job) -> None:
@@ -56,11 +58,11 @@ class Scaffold(FedAvg):
 
     def after(self, job: Job, broadcast: sparse.csr_array, steps_N: np.ndarray, lr: float) -> Lines | None:
         """The end of a round."""
-        if not lr:  # nobody moves, and nothing is learned of gradients
+        if not per_rate(lr):  # nobody moves, and nothing is learned of gradients
             return None
         sampled_N = (steps_N > 0).astype(np.float64)
         move_N = np.array([moved(k, job.config) for k in steps_N.tolist()])
-        per_move_N = sampled_N / np.maximum(move_N, 1) / lr
+        per_move_N = sampled_N / np.maximum(move_N, 1) * per_rate(lr)
         average = job.once("mean", lambda: averaging(job.config.num_workers))
         step = job.config.server_lr
         return (

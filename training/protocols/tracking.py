@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 
 from scipy import sparse
 
-from training.protocols.gossip import Gossip, check_doubly_stochastic, check_one_local_step, minus_identity
+from training.protocols.gossip import (
+    Gossip,
+    check_doubly_stochastic,
+    check_one_local_step,
+    minus_identity,
+    per_rate,
+)
 from utils.linear import Line, Lines
 
 if TYPE_CHECKING:
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
 class GradientTracking(Gossip):
     """Gossip along an estimate of the mean gradient."""
 
+    further_rows = 3
     rows_a_message = 2
 
     def check(self, job: Job) -> None:
@@ -44,9 +51,8 @@ class GradientTracking(Gossip):
 
     def after(self, job: Job, r: int, W: sparse.csr_array, lr: float) -> Lines:
         """The end of a round."""
-        per_rate = 1 / lr if lr else 0.0  # a rate of 0 tells nothing of G
         return (
-            Line("direction", tracked=1, before=per_rate, rows=-per_rate),  # Y = T + G
+            Line("direction", tracked=1, before=per_rate(lr), rows=-per_rate(lr)),  # Y = T + G
             Line("rows", before=W, direction=-lr),
             Line("tracked", direction=minus_identity(job, W), tracked=1),  # W Y - G, and G = Y - T
         )

@@ -81,7 +81,8 @@ def direction(trajectory: Trajectory, t: int, states: list[Tensor], gradients: l
         adjoint, _ = step_back(trajectory, t + s, states[s], adjoint)
         adjoint.rows_ND += gradients[s]
     _, rho_NP = momentum_adjoint(trajectory, t, adjoint)
-    return rho_NP.sub_(gradients[0][:, : trajectory.P], alpha=trajectory.step(t).lr)
+    own = trajectory.step(t).lr * (1 + trajectory.momentum * trajectory.nesterov)
+    return rho_NP.sub_(gradients[0][:, : trajectory.P], alpha=own)
 
 
 METHOD = Method(
