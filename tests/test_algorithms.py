@@ -104,6 +104,7 @@ def test_cascade_is_exact(name, directed):
         assert -scores_n[i].item() == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-5, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*CASES, *LOSSY])
 @pytest.mark.filterwarnings("ignore:--mode ring has a mixing matrix")
 def test_replicas_are_runs_of_their_own(name, directed):

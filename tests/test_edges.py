@@ -17,6 +17,7 @@ from training.retrain import objective_values
 from utils.influence.edges import edges
 from utils.scores import EDGES, read_scores
 from visualization.plot_utils import plot_folder
+from visualization.samples import find_scores
 
 MIXED = {
     "adapt, then combine": dict(local_steps=2),
@@ -52,7 +53,10 @@ def job_with(settings, changed=None):
     return job, protocol
 
 
-@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize(
+    "name", [name if name in ("d2 with momentum", "BatchNorm") else pytest.param(name, marks=pytest.mark.slow)
+             for name in MIXED]
+)  # fmt: skip
 @pytest.mark.filterwarnings("ignore:--mode ring has a mixing matrix")
 def test_edges_are_finite_differences(name):
     torch.manual_seed(3)
@@ -103,6 +107,8 @@ def test_the_command_writes_keeps_and_draws_them(tmp_path, capsys):
     np.testing.assert_array_equal(again["helped"], record["helped"])
     (folder / "edges.png").unlink()
     assert folder / "edges.png" in plot_folder(folder) and (folder / "edges.png").exists()
+    assert main_pruned.main([*words, "--pruning_algorithm", "cascade", "--no-plots"]) == 0
+    assert find_scores(folder / "stage1", None).stem == "cascade"  # edges are not taken for samples' scores
     shutil.rmtree(folder / "influence")
     assert main_pruned.main([*words, "--target", "worker:2"]) == 0
     other = read_scores(folder / "influence/edges.zarr", ("helped",), EDGES)

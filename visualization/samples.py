@@ -93,7 +93,8 @@ def load_rows(run: PathLike, method: str | None = None) -> list[Row]:
 def find_scores(stage: Path, method: str | None) -> Path:
     """The scores of a method, beside the stage or in it; those under the default options, where there are others."""
     folders = (stage.parent / "influence", stage / "influence")
-    there = {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("*.zarr"))}
+    files = (path for folder in reversed(folders) for path in sorted(folder.glob("*.zarr")))
+    there = {path.stem: path for path in files if path.stem != "edges"}  # which are no samples'
     named = ", ".join(sorted(there))
     if not there:
         raise UsageError(f"{stage} has no scores; {_how_to_score(stage, method or 'cascade')}")
