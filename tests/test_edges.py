@@ -107,7 +107,7 @@ def test_the_command_writes_keeps_and_draws_them(tmp_path, capsys):
     np.testing.assert_array_equal(again["helped"], record["helped"])
     (folder / "edges.png").unlink()
     assert folder / "edges.png" in plot_folder(folder) and (folder / "edges.png").exists()
-    assert main_pruned.main([*words, "--pruning_algorithm", "cascade", "--no-plots"]) == 0
+    assert main_pruned.main([*words, "--pruning_algorithm", "cascade", "--no-control", "--no-plots"]) == 0
     assert find_scores(folder / "stage1", None).stem == "cascade"  # edges are not taken for samples' scores
     shutil.rmtree(folder / "influence")
     assert main_pruned.main([*words, "--target", "worker:2"]) == 0
