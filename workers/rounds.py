@@ -20,6 +20,8 @@ CACHED = 1 << 18  # floats that stay in a CPU's cache between the terms of a sum
 
 def begin_round(fleet: Fleet, around: LinearRound) -> None:
     """Before the local steps: keep what the end of the round asks for, and set what is added to the gradients."""
+    if not around.kept and not around.begin:
+        return
     at = _values(fleet)
     for name in around.kept:
         _put(fleet.of_round, name, at[KEPT[name]])

@@ -132,12 +132,15 @@ def step_back(trajectory: Trajectory, t: int, rows_ND: Tensor, adjoint: Adjoint)
 
 def _round_begin_adjoint(step: Step, adjoint: Adjoint, P: int) -> Adjoint:
     """Through what precedes the first local step of a round: what was kept from its start, and its drift."""
-    named = {"rows": adjoint.rows_ND[:, :P], "momentum": adjoint.momentum_NP, **adjoint.others}
+    if not adjoint.others:  # nothing was kept, and nothing is asked of what a protocol holds
+        return adjoint
+    rows_NP = adjoint.rows_ND[:, :P]
+    named = {"rows": rows_NP, "momentum": adjoint.momentum_NP, **adjoint.others}
     for name, of in KEPT.items():
         if name in named:
             named[of] = named[of] + named.pop(name)
     named = transposed(step.round.begin, named, times)
-    if named["rows"] is not adjoint.rows_ND:
-        adjoint.rows_ND[:, :P] = named["rows"]
+    if named["rows"] is not rows_NP:
+        rows_NP.copy_(named["rows"])
     momentum_NP = named["momentum"]
     return Adjoint(adjoint.rows_ND, momentum_NP, {n: a for n, a in named.items() if n not in ("rows", "momentum")})
