@@ -177,7 +177,7 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: list[str] | None = None) -> int:
     """Parse, run, print."""
     from utils.args import Config
-    from utils.errors import UsageError
+    from utils.errors import UsageError, refusal
     from utils.parser import parse
 
     asked, rest = arguments(sys.argv[1:] if argv is None else argv)
@@ -192,8 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         table.pool.shutdown()
         (table.folder / "table.md").write_text("\n".join(lines) + "\n")
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refusal(error)
     return 0
 
 

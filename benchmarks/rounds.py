@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, measure, print."""
     from benchmarks.common import median_ratio, spread, take_turns
     from utils.args import Config
-    from utils.errors import UsageError
+    from utils.errors import UsageError, refusal
     from utils.parser import parse
 
     parser = argparse.ArgumentParser(
@@ -84,8 +84,7 @@ def main(argv: list[str] | None = None) -> int:
             own, other = (times[side][1:] for side in (name, "gossip"))  # the first turn warms up
             print(f"| {name} | {median_ratio(own, other):.3f} | {spread(other):.0%} |", flush=True)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refusal(error)
     return 0
 
 

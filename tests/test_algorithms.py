@@ -127,8 +127,6 @@ def test_replicas_are_runs_of_their_own(name, directed):
 @pytest.mark.filterwarnings("ignore:--mode ring has a mixing matrix")
 def test_on_every_engine(name, engine):
     """(On a CPU the recorded engine runs its code without a graph, on matrices that must not move.)"""
-    if engine == "graph" and name == "scaffold":
-        pytest.skip("some workers step alone, which is not recorded")
     settings = CASES[name] | ({"fraction_fit": 1.0} if "fraction_fit" in CASES[name] else {})
     one, other = job_of(settings, epochs=3), job_of(settings, epochs=3)
     other.engine.__dict__.update(name=engine, workers_a_chunk=128 if engine == "vmap" else 1)

@@ -5,14 +5,14 @@ Legend: T rounds, E edges.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from training.pruning import Stage1
 from training.scores import sound_scores
-from utils.influence.edges import Edges, edges, ticks
+from utils.influence.cascade import ticks
+from utils.influence.edges import Edges, edges
 from utils.progress import bar
 from utils.scores import EDGES, write_scores
 
@@ -25,7 +25,7 @@ def edges_for(stage1: Stage1) -> tuple[Path, Edges]:
         "rounds": stage1.run.rounds,
         "final_state": stage1.final_state,
     }
-    settings, path = json.loads(json.dumps(settings)), stage1.folder / "influence" / "edges.zarr"
+    path = stage1.folder / "influence" / "edges.zarr"
     if path.exists():
         kept = sound_scores(path, ("helped",), EDGES)
         if kept is not None and kept["settings"] == settings:

@@ -25,13 +25,12 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from utils.influence.cascade import STEP_BACK
 from utils.influence.recursion import Adjoint, round_end_adjoint, step_back, times
 from utils.influence.targets import objective
 from utils.influence.trajectory import Sent, Step, Trajectory
 from utils.linear import Line
 from utils.progress import Progress, ignored
-
-STEP_BACK = 3  # as cascade
 
 
 @dataclass
@@ -45,7 +44,8 @@ class Edges:
 
 
 def edges(trajectory: Trajectory, target: str = "nodes", progress: Progress = ignored) -> Edges:
-    """What every edge of every round did to the objective. ``progress`` gets :func:`ticks` in all."""
+    """What every edge of every round did to the objective. ``progress`` gets as many ticks as
+    :func:`utils.influence.cascade.ticks` says."""
     _, gradient_ND = objective(trajectory, trajectory.final(), target)
     adjoint, rounds = Adjoint.of_rows(gradient_ND, trajectory.P), []
     for t, rows_ND, sent in trajectory.backwards_with_sent(progress=progress):
@@ -84,8 +84,3 @@ def of_round(step: Step, adjoint: Adjoint, sent: Sent, P: int) -> tuple[np.ndarr
     if adjoint.rows_ND.shape[1] > P:
         add(adjoint.rows_ND[:, P:], sent.statistics_NS)
     return receiver, sender, weight * moved.numpy()
-
-
-def ticks(trajectory: Trajectory) -> int:
-    """How far ``progress`` counts."""
-    return (1 + STEP_BACK) * trajectory.num_steps
