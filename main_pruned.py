@@ -4,6 +4,7 @@
     python main_pruned.py --pruning_algorithm cascade --audit   the same, and LDS against retraining
     python main_pruned.py --sweep 0.9 0.8 0.6 0.4 0.2           accuracy against share kept, several methods
     python main_pruned.py --flip_labels 0.1 --audit             do the scores find mislabelled samples?
+    python main_pruned.py --smoothness                          can scores of this run be trusted?
     python main_pruned.py --edges                               which edges of the graph helped, and when?
 
 Scores: positive = the sample lowers the validation loss. All flags of main.py say what stage 1 trains.
@@ -64,9 +65,11 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: PruningConfig) -> dict[str, Any]:
     """One seed; returns what its audit.json, sweep.json and comparison.json hold, by name."""
     from training.audit import audit, report
-    from training.comparison import prune
+    from training.comparison import comparison_said, prune
     from training.edges import edges_said
-    from training.pruning import check_ratios, check_stage2, node_view, open_stage1, run_stage1, stage2_dir, sweep
+    from training.pruning import check_ratios, check_stage2, node_view, open_stage1, run_stage1, stage2_dir
+    from training.smoothness import smoothness_told
+    from training.sweep import sweep, sweep_said
     from utils.records import figure_of, metric_of, shown, spelled
 
     if config.stage == 1:
@@ -80,11 +83,11 @@ def run(config: PruningConfig) -> dict[str, Any]:
     if config.audit:
         results["audit"] = audit(stage1)
         print(report(results["audit"], stage1.folder))
+    elif config.smoothness:
+        print(smoothness_told(stage1))
     if config.sweep:
         results["sweep"] = sweep(stage1)
-        for name, entry in results["sweep"]["methods"].items():
-            pairs = zip(config.sweep, entry[f"test_{metric_of(stage1.summary)['name']}"], strict=True)
-            print(f"{name:8s} " + "  ".join(f"{share:g}: {figure:.4f}" for share, figure in pairs))
+        print(sweep_said(results["sweep"]))
     if config.edges:
         print(edges_said(stage1))
     method, run_dir = config.prunes_by, None
@@ -93,12 +96,7 @@ def run(config: PruningConfig) -> dict[str, Any]:
         record = results["comparison"] = prune(stage1, method, config.train_ratio, reuse=bool(results))
         if method != "noprune":
             node_view(stage1, method)
-        metric = metric_of(record["stage1"])
-        before, after = (shown(figure_of(record[stage]), metric) for stage in ("stage1", "stage2"))
-        what = f"({method}, {record['ratio']:.4g} kept)"
-        print(f"test {spelled(metric['name'])} {before} in stage 1, {after} in stage 2 {what}; {stage1.folder}")
-        if record["verdict"]:
-            print(record["verdict"])
+        print(comparison_said(record, stage1.folder))
     if config.plots:
         draw(stage1, results, method, run_dir)
     return results

@@ -184,10 +184,12 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "edges": [("--edges --stage 1", "--edges")],
     "memory_gb": [("--memory_gb 1 --stage 1", "--memory_gb 1")],
     "audit": [("--audit --stage 1", "--audit")],
+    "smoothness": [("--smoothness --stage 1", "--smoothness"), ("--smoothness --audit", "--smoothness --edges")],
     "audit_groups": [("--audit_groups 5 --audit --stage 1", "--audit_groups 5 --audit"), ("--audit_groups 5", "")],
     "audit_fraction": [
         ("--audit_fraction 0.1 --stage 1", "--audit_fraction 0.1 --audit"),
         ("--audit_fraction 0.1 --sweep 0.5", "--audit_fraction 0.1 --sweep 0.5 --audit"),
+        ("--audit_fraction 0.1", "--audit_fraction 0.1 --smoothness"),
     ],
     "audit_seed": [("--audit_seed 1 --stage 1", "--audit_seed 1 --audit"), ("--audit_seed 1", "")],
     "cluster": [

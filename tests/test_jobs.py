@@ -75,9 +75,15 @@ def there(handed_out, tmp_path):
 
 
 def jobs_of(folder: Path) -> tuple[Path, Path]:
-    """Where the recipes are, of the audit and of the coalitions."""
-    [retrainings] = (folder / "run/jobs").iterdir()
+    """Where the recipes are, of the audit's retrainings and of the coalitions."""
+    [retrainings] = (folder / "run/jobs").glob("retrainings-*")
     return retrainings, folder / "worth/run/valuation/jobs"
+
+
+def of_smoothness(folder: Path) -> Path:
+    """Where those of the audit's metasmoothness are."""
+    [jobs] = (folder / "run/jobs").glob("smoothness-*")
+    return jobs
 
 
 # ---- the same, done elsewhere -------------------------------------------------------------------------------
@@ -86,7 +92,8 @@ def jobs_of(folder: Path) -> tuple[Path, Path]:
 def test_recipes_come_to_the_bits_of_here(here, there):
     retrainings, coalitions = jobs_of(there)
     assert len(recipes_in(retrainings)) == 4 and len(recipes_in(coalitions)) == 7
-    assert do(retrainings, coalitions) == 0
+    assert len(recipes_in(of_smoothness(there))) == 3
+    assert do(retrainings, of_smoothness(there), coalitions) == 0
     assert audit(there, "--cluster", "recipes") == value(there / "worth", "--cluster", "recipes", "--resume") == 0
     assert load(there / "run/audit.json") == load(here / "run/audit.json")
     assert figures(there / "worth") == figures(here / "worth") and len(figures(here / "worth")) == 7
@@ -95,6 +102,7 @@ def test_recipes_come_to_the_bits_of_here(here, there):
 def test_an_interrupted_array_goes_on(here, there, monkeypatch, capsys):
     """Each task of it is interrupted after one result; what is there is not made again, and the command waits."""
     retrainings, _ = jobs_of(there)
+    assert do(of_smoothness(there)) == 0
     done, result = [], Recipe.result
 
     def interrupted(self, *args):
@@ -184,6 +192,8 @@ def rewritten(path: Path, signed: bool = True, **changes: object) -> None:
     (True, {"kind": "retrainings"}, "removed"),
     (True, {"kind": "retrainings", "work": {"rounds": 1, "target": "nodes", "removed": [[10**6]]}}, "removed"),
     (True, {"kind": "retrainings", "work": {"rounds": 1, "target": "me", "removed": [[1]]}}, "target"),
+    (True, {"kind": "smoothness"}, "side_by_side"),
+    (True, {"kind": "smoothness", "work": {"rounds": 1, "side_by_side": 0, "removed": [[1]]}}, "side_by_side"),
 ])  # fmt: skip
 def test_a_recipe_that_is_none_of_ours_is_refused(there, capsys, signed, changes, words):
     path = recipes_in(jobs_of(there)[1])[3]

@@ -320,10 +320,11 @@ def audited(tmp_path_factory):
 
 
 def forget_audit(folder) -> None:
-    """Delete the audit and the retrainings that it kept."""
+    """Delete the audit and the figures of retrainings that it kept."""
     (folder / "audit.json").unlink()
-    [kept] = folder.glob("retrainings-*.json")
-    kept.unlink()
+    for what in ("retrainings", "smoothness"):
+        [kept] = folder.glob(f"{what}-*.json")
+        kept.unlink()
 
 
 @pytest.mark.slow

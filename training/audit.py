@@ -8,7 +8,6 @@ Legend: M groups, n samples.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,18 @@ import torch
 from torch import Tensor
 
 from training.cluster import completed
+from training.groups import audit_groups
+from training.kept import Kept
 from training.pruning import Stage1
 from training.recipe import Recipe
 from training.retrain import fleet_size, masks_without, retrain
-from utils.digest import digest_json, digest_tensors
+from training.smoothness import smoothness_of, smoothness_said
+from utils.awaited import each
+from utils.digest import digest_tensors
 from utils.errors import UsageError
 from utils.influence.statistics import auroc, found_among_lowest, lds
 from utils.progress import bar
-from utils.random import permutations
-from utils.records import read_record, write_json
-
-
-def random_groups(train_ids: Tensor, count: int, fraction: float, seed: int) -> Tensor:
-    """Sample ids [M, g] of M random groups of ``fraction`` of the training samples."""
-    size = max(1, round(fraction * len(train_ids)))
-    order_Mn = permutations(torch.full((count,), len(train_ids)), seed, "audit", torch.arange(count)[:, None])
-    return train_ids[order_Mn[:, :size]]
+from utils.records import write_json
 
 
 def actual_changes(stage1: Stage1, groups_Mg: Tensor) -> tuple[np.ndarray, float]:
@@ -43,7 +38,8 @@ def actual_changes(stage1: Stage1, groups_Mg: Tensor) -> tuple[np.ndarray, float
     """
     config, job, rounds = stage1.config, stage1.job, stage1.run.rounds
     removed = [[], *groups_Mg.tolist()]
-    kept = Retrainings(stage1, groups_Mg)
+    settings = {"rounds": rounds, "target": config.target, "groups": digest_tensors({"groups": groups_Mg})}
+    kept = Kept(stage1, "retrainings", settings)
     fleets = torch.arange(len(removed)).split(fleet_size(job, len(removed), config.memory_gb * 1e9))
     fleets = [fleet.tolist() for fleet in fleets if not kept.values.keys() >= set(fleet.tolist())]
     what = {"rounds": rounds, "target": config.target}
@@ -61,49 +57,14 @@ def actual_changes(stage1: Stage1, groups_Mg: Tensor) -> tuple[np.ndarray, float
     return values[1:] - values[0], float(values[0])
 
 
-class Retrainings:
-    """F of each retraining that has ended [0: the full run, 1 .. M: without a group], kept in
-    retrainings-<digest>.json with the settings that it depends on."""
-
-    def __init__(self, stage1: Stage1, groups_Mg: Tensor):
-        self.settings = {
-            "run": stage1.job.identity["digest"],
-            "execution": vars(stage1.job.execution),
-            "rounds": stage1.run.rounds,
-            "target": stage1.config.target,
-            "groups": digest_tensors({"groups": groups_Mg}),
-        }
-        self.path = stage1.folder / f"retrainings-{digest_json(self.settings)[:12]}.json"
-        self.values: dict[int, float] = {}
-        if self.path.exists():
-            try:
-                self.values = self._read()
-            except UsageError as error:
-                warnings.warn(f"{error}; retraining anew", stacklevel=2)
-
-    def _read(self) -> dict[int, float]:
-        record = read_record(self.path, "settings", "values", "digest")
-        try:
-            if record["settings"] == self.settings and digest_json(record["values"]) == record["digest"]:
-                return {int(i): float(value) for i, value in record["values"].items()}
-        except (TypeError, ValueError, AttributeError):
-            pass
-        raise UsageError(f"{self.path} is damaged")
-
-    def add(self, indices: list[int], values: list[float]) -> None:
-        """Keep the results of a fleet."""
-        self.values |= dict(zip(indices, values, strict=True))
-        named = {str(i): value for i, value in sorted(self.values.items())}
-        write_json(self.path, {"settings": self.settings, "values": named, "digest": digest_json(named)})
-
-
 def audit(stage1: Stage1) -> dict[str, Any]:
-    """Write audit.json: the LDS of every method of ``--methods`` with its interval, the changes, and one
-    comparison of masked with removed."""
+    """Write audit.json: the LDS of every method of ``--methods`` with its interval, the changes, metasmoothness, and
+    one comparison of masked with removed."""
     config = stage1.config
     scores = {method: stage1.scores(method)[0] for method in config.methods}
-    groups_Mg = random_groups(stage1.job.train_ids, config.audit_groups, config.audit_fraction, config.audit_seed)
-    actual_M, full = actual_changes(stage1, groups_Mg)
+    groups_Mg = audit_groups(stage1)
+    work = smoothness_of, actual_changes
+    smooth, (actual_M, full) = each(lambda measure: measure(stage1, groups_Mg), work)
     methods, ids = {}, stage1.job.train_ids
     for method, scores_n in scores.items():
         predicted_M = scores_n[groups_Mg].sum(1).numpy()
@@ -122,6 +83,7 @@ def audit(stage1: Stage1) -> dict[str, Any]:
         "full": full,
         "actual": actual_M.tolist(),
         "methods": methods,
+        "metasmoothness": smooth,
         "masked_vs_removed": masked_against_removed(stage1, groups_Mg, actual_M, full),
         "mislabel": mislabel(stage1, scores),
     }
@@ -170,6 +132,7 @@ def report(record: dict[str, Any], folder: Path) -> str:
     for method, entry in record["methods"].items():
         low, high = entry["interval"]
         lines.append(f"  {method:8s} {entry['lds']:6.3f}  [{low:.3f}, {high:.3f}]")
+    lines.append(smoothness_said(record["metasmoothness"], record["fraction"]))
     for method, entry in (record["mislabel"] or {}).items():
         lines.append(
             f"  {method:8s} flipped labels: AUROC {entry['auroc']:.3f}, found in the lowest 10 %: "

@@ -19,7 +19,7 @@ from training.pruning import Stage1, run_stage2
 from utils.errors import UsageError
 from utils.influence.statistics import paired_interval
 from utils.progress import within
-from utils.records import figure_of, read_predictions, read_result, spelled, write_json
+from utils.records import figure_of, metric_of, read_predictions, read_result, shown, spelled, write_json
 
 Interval = tuple[float, float, float]  # mean, and the ends of its 95 % interval (NaN where it is not known)
 RESAMPLES = 200  # of the test samples, for metrics that are no means over samples
@@ -61,6 +61,14 @@ def prune(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -> dic
     record["verdict"] = verdict(method, metric, record["over_stage1"], record["over_random"], "of the test samples")
     write_comparison(stage1.folder, run_dir, record)
     return record
+
+
+def comparison_said(record: dict[str, Any], folder: Path) -> str:
+    """The record as a line or two."""
+    metric, what = metric_of(record["stage1"]), f"({record['algorithm']}, {record['ratio']:.4g} kept)"
+    before, after = (shown(figure_of(record[stage]), metric) for stage in ("stage1", "stage2"))
+    said = f"test {spelled(metric['name'])} {before} in stage 1, {after} in stage 2 {what}; {folder}"
+    return "\n".join(filter(None, (said, record["verdict"])))
 
 
 def write_comparison(folder: Path, run_dir: Path, record: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ from utils.digest import digest_tensors
 from utils.errors import UsageError
 from utils.progress import bar, within
 from utils.pruning_args import PruningConfig
-from utils.records import metric_of, read_json, read_result, write_atomically, write_json
+from utils.records import read_json, read_result, write_atomically, write_json
 
 
 @dataclass
@@ -280,23 +280,3 @@ def node_view(stage1: Stage1, method: str) -> Path:
         },
     )
     return path
-
-
-def sweep(stage1: Stage1) -> dict[str, Any]:
-    """``--sweep``: stage 2 of all ``--methods`` at all shares, from one stage 1; writes sweep.json."""
-    config = stage1.config
-    runs = [(method, ratio) for method in config.methods for ratio in config.sweep]
-    key = f"test_{stage1.job.dataset.task.metric.name}"
-    figures: dict[str, list[float]] = {method: [] for method in config.methods}
-    for i, (method, ratio) in enumerate(runs):
-        with within(f"run {i + 1} of {len(runs)}, {method}, {ratio:.4g} kept"):
-            figures[method].append(run_stage2(stage1, method, ratio, reuse=True)[0][key])
-    methods = {name: {key: values, f"{key}_std": None} for name, values in figures.items()}
-    record = {
-        "ratios": list(config.sweep),
-        "methods": methods,
-        "stage1": {key: stage1.summary[key]},
-        "metric": metric_of(stage1.summary),
-    }
-    write_json(stage1.folder / "sweep.json", record)
-    return record

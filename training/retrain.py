@@ -24,21 +24,27 @@ from utils.influence.targets import node_weights
 from utils.progress import Progress, bar, ignored
 from utils.pruning_args import check_target
 from workers.optimizers import state_size
+from workers.worker_vision import Fleet
 
 
 def retrain(
     job: Job, rounds: int, weights_Mn: Tensor, target: str, progress: Progress = ignored
 ) -> Tensor:
     """F [M] after training ``rounds`` rounds with each row of sample weights."""
+    return objective_values(job, trained(job, rounds, weights_Mn, progress), target)
+
+
+def trained(job: Job, rounds: int, weights_Mn: Tensor, progress: Progress = ignored) -> Fleet:
+    """A fleet of M replicas after ``rounds`` rounds with each row of sample weights."""
     fleet = job.make_fleet(weights_Mn)
     for event in load_protocol(job.config.protocol).run(fleet, job):
         progress(1)
         if event.done == rounds:
             break
-    return objective_values(job, fleet, target)
+    return fleet
 
 
-def objective_values(job: Job, fleet: Any, target: str) -> Tensor:
+def objective_values(job: Job, fleet: Fleet, target: str) -> Tensor:
     """The validation objective F of each replica [M] (see ``utils.influence.targets``)."""
     if target == "consensus":
         return fleet.evaluate(job.samples, job.val_ids, fleet.consensus())["loss"].cpu()
@@ -76,13 +82,23 @@ def masks_without(weights_n: Tensor, removed: Sequence[Sequence[int]]) -> Tensor
 
 def retrainings(job: Job, work: dict[str, Any]) -> list[float | str]:
     """F of each retraining, without its ``removed`` samples, for ``rounds`` rounds: of a recipe's work."""
-    n, kinds = len(job.sample_weights_n), {"rounds": int, "target": str, "removed": list}
-    whole = all(type(work.get(name)) is kind for name, kind in kinds.items())
-    if not whole or not all(type(ids) is list and all(type(i) is int and 0 <= i < n for i in ids)
-                            for ids in work["removed"]):  # fmt: skip
+    if not asks(work, len(job.sample_weights_n), rounds=int, target=str):
         raise UsageError("retrainings are 'rounds', a 'target', and for each the ids of its 'removed' samples.")
     check_target(work["target"], job.config.num_workers)
     masks_Mn = masks_without(job.sample_weights_n, work["removed"])
     with bar(work["rounds"], f"retrainings: {len(masks_Mn)}", "round", job.config.quiet) as ticks:
         values_M = retrain(job, work["rounds"], masks_Mn, work["target"], ticks.update)
-    return [value if math.isfinite(value) else str(value) for value in values_M.tolist()]  # JSON has no infinity
+    return for_json(values_M.tolist())
+
+
+def asks(work: dict[str, Any], n: int, **kinds: type) -> bool:
+    """Whether a recipe's work has all of these, and ids of samples below n that are ``removed`` together."""
+    whole = all(type(work.get(name)) is kind for name, kind in {**kinds, "removed": list}.items())
+    return whole and all(
+        type(ids) is list and all(type(i) is int and 0 <= i < n for i in ids) for ids in work["removed"]
+    )
+
+
+def for_json(values: Sequence[float]) -> list[float | str]:
+    """The values as JSON has them, which knows no infinity."""
+    return [value if math.isfinite(value) else str(value) for value in values]

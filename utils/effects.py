@@ -262,6 +262,7 @@ EFFECTS: tuple[Effect, ...] = (
             "edges",
             "memory_gb",
             "audit",
+            "smoothness",
             "audit_groups",
             "audit_fraction",
             "audit_seed",
@@ -304,10 +305,12 @@ EFFECTS: tuple[Effect, ...] = (
         lambda c: c.audit or getattr(c, "edges", False) or bool(_methods(c) - {"random", "noprune", None}),
         "only scores, --audit and --edges ask for an objective",
     ),
+    Effect(("smoothness",), lambda c: not c.audit, "an audit tells it anyway"),
+    Effect(("audit_groups",), lambda c: c.audit, "it needs --audit"),
     Effect(
-        ("audit_groups", "audit_fraction", "audit_seed", "cluster"),
-        lambda c: getattr(c, "audit", True),
-        "it needs --audit",
+        ("audit_fraction", "audit_seed", "cluster"),
+        lambda c: getattr(c, "audit", True) or c.smoothness,
+        "it needs --audit or --smoothness",
     ),
     Effect(
         ("overwrite",),

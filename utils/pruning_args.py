@@ -29,7 +29,7 @@ class PruningConfig(Config):
     pruning_algorithm: str | None = flag(
         None,
         "pruning",
-        "how samples are scored for pruning (default: cascade, or none with --audit, --sweep or --edges)",
+        "how samples are scored for pruning (default: cascade, or none with --audit, --smoothness, --sweep or --edges)",
         choices=METHODS,
         changes_results=False,
     )
@@ -118,6 +118,10 @@ class PruningConfig(Config):
     audit: bool = flag(
         False, "audit", "check the scores: retrain without random groups of samples, and compare", changes_results=False
     )
+    smoothness: bool = flag(
+        False, "audit", "tell whether scores can be trusted before any is computed: switch samples off in two halves, "
+        "and see whether the weights move straight (metasmoothness; an audit tells it, too)", changes_results=False,
+    )
     audit_groups: int = flag(40, "audit", "groups, each a retraining", check=RANKED, changes_results=False)
     audit_fraction: float = flag(
         0.05, "audit", "share of the training samples in each group", check=FRACTION, changes_results=False
@@ -134,8 +138,9 @@ class PruningConfig(Config):
 
     @property
     def prunes_by(self) -> str | None:
-        """The method that prunes for stage 2; None where only an audit, a sweep or the edges were asked for."""
-        return self.pruning_algorithm or (None if self.audit or self.sweep or self.edges else "cascade")
+        """The method that prunes for stage 2; None where only an audit, a sweep or the like was asked for."""
+        others = self.audit or self.smoothness or self.sweep or self.edges
+        return self.pruning_algorithm or (None if others else "cascade")
 
     def check(self) -> None:
         """Settings that do not go together."""

@@ -116,6 +116,7 @@ PROTOCOLS = {  # a subclass of training.protocols.Protocol
 JOBS = {  # (Job, work) -> JSON: training/recipe.py
     "coalitions": "valuation.truth:coalitions",
     "retrainings": "training.retrain:retrainings",
+    "smoothness": "training.smoothness:smoothness",
 }
 
 VALUATIONS = {  # (Study) -> a value for each institution: valuation/methods.py
