@@ -76,6 +76,7 @@ def measured(config: Config) -> tuple[dict[str, Any], list[Tensor]]:
     with bar(2 * config.seeds, "networks", "network", config.quiet) as ticks:
         for seed in range(config.seed, config.seed + config.seeds):
             job = build(dataclasses.replace(config, seed=seed, seeds=1))
+            blocks_of(job.model)  # one that cannot be cut is refused before it is trained
             for name, model in (("untrained", job.model), ("trained", trained(job))):
                 for k, cut in enumerate(at_cuts(job, model)):
                     share, rebuilt_mX = probed(*cut["train"], *cut["test"])

@@ -212,6 +212,7 @@ def test_the_mean_of_what_is_tracked_is_the_mean_gradient(mode):
         assert fleet.extra["tracked"].mean(0).abs().max() < 1e-12 and fleet.extra["tracked"].abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_d2_and_tracking_end_where_gossip_does_not():
     """Full gradients of different shards and a constant rate: gossip stops at a distance from the minimum that grows
     with the rate; these reach it (D2's Theorem 2)."""

@@ -357,6 +357,7 @@ def test_a_planted_mistake_is_noticed(fault):
         fault()
 
 
+@pytest.mark.slow
 @in_own_process
 def test_all_fleets_share_the_streams_of_a_device():
     streams_of.cache_clear()

@@ -274,7 +274,8 @@ def test_every_process_takes_a_gpu_of_its_own(monkeypatch):
     assert done == [("set_device", "cuda:1"), ("init", "cpu:gloo,cuda:nccl")]
 
 
-@pytest.mark.parametrize("kind", [pytest.param("lock", marks=pytest.mark.slow), "data"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lock", "data"])
 def test_what_process_0_refuses_ends_all_in_a_line(tmp_path, kind):
     """A folder in use and data that changed: the others do not wait for a process that has given up."""
     words = ["--model", "mlp", "--max_train", "300", "--num_workers", "4", "--epochs", "1", "--no-plots", "--quiet",

@@ -100,14 +100,15 @@ def test_the_command_writes_keeps_and_draws_them(tmp_path, capsys):
     assert "most:" in said and (folder / "edges.png").stat().st_size > 10_000
     assert not (folder / "comparison.json").exists()  # nothing was pruned unasked
     before = (folder / "influence/edges.zarr").stat().st_mtime_ns
+    words.append("--no-plots")
     assert main_pruned.main(words) == 0 and (folder / "influence/edges.zarr").stat().st_mtime_ns == before
     next(p for p in (folder / "influence/edges.zarr/helped/c").rglob("*") if p.is_file()).unlink()  # a chunk is lost
-    assert main_pruned.main([*words, "--no-plots"]) == 0
+    assert main_pruned.main(words) == 0
     again = read_scores(folder / "influence/edges.zarr", ("helped",), EDGES)
     np.testing.assert_array_equal(again["helped"], record["helped"])
     (folder / "edges.png").unlink()
     assert folder / "edges.png" in plot_folder(folder) and (folder / "edges.png").exists()
-    assert main_pruned.main([*words, "--pruning_algorithm", "cascade", "--no-control", "--no-plots"]) == 0
+    assert main_pruned.main([*words, "--pruning_algorithm", "cascade", "--no-control"]) == 0
     assert find_scores(folder / "stage1", None).stem == "cascade"  # edges are not taken for samples' scores
     shutil.rmtree(folder / "influence")
     assert main_pruned.main([*words, "--target", "worker:2"]) == 0

@@ -61,7 +61,7 @@ def test_no_positive_value_is_a_refund(contracts):
     assert held(chain, token, chain.accounts[0]) == before - BOND  # which the evaluator has
 
 
-@pytest.mark.parametrize("killed_at", (1, 2, 3))
+@pytest.mark.parametrize("killed_at", [1, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 3))])
 def test_a_payout_that_was_killed_goes_on(contracts, killed_at):
     chain, rewards, token = contracts
     secret, puts = secrets.token_bytes(32), []

@@ -32,8 +32,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
     [
         ("--dataset_name", "cifar10", "--dataset_path", "nowhere"),
         ("--num_workers", "300"),
-        ("--model", "resnet18", "--batch_size", "1"),
-        ("--val_fraction", "0.999"),
+        pytest.param(("--model", "resnet18", "--batch_size", "1"), marks=pytest.mark.slow),
+        pytest.param(("--val_fraction", "0.999"), marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_cannot_begin_replaces_nothing(tmp_path, flags, capsys):
