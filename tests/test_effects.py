@@ -184,6 +184,11 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "edges": [("--edges --stage 1", "--edges")],
     "memory_gb": [("--memory_gb 1 --stage 1", "--memory_gb 1")],
     "audit": [("--audit --stage 1", "--audit")],
+    "prune_steps": [
+        ("--prune_steps 2 --audit", "--prune_steps 2"),
+        ("--prune_steps 2 --pruning_algorithm random", "--prune_steps 2 --pruning_algorithm random --sweep 0.5"),
+        ("--prune_steps 2 --stage 1", "--prune_steps 2 --sweep 0.5 --methods if"),
+    ],
     "smoothness": [("--smoothness --stage 1", "--smoothness"), ("--smoothness --audit", "--smoothness --edges")],
     "audit_groups": [("--audit_groups 5 --audit --stage 1", "--audit_groups 5 --audit"), ("--audit_groups 5", "")],
     "audit_fraction": [

@@ -396,3 +396,36 @@ def test_plots(copy):
     folder = prune(copy, "--pruning_algorithm", "dice", "--plots")
     assert (folder / "comparison_dice_0.95.png").stat().st_size > 1000
     assert list((folder / "stage2_dice_0.95" / "plots").glob("*.png"))
+
+
+# ---- pruning in steps -----------------------------------------------------------------------------------------
+
+
+def test_pruning_in_steps_is_scoring_what_is_left_again(copy):
+    """By hand: half of the way by the first scores, then by those of a run on what is left."""
+    folder = prune(copy, "--pruning_algorithm", "delete", "--train_ratio", "0.49", "--prune_steps", "2")
+    kept = [int(line) for line in (folder / "stage2_delete_0.49_steps2/kept_samples.txt").read_text().split("\n")[1:-1]]
+    prune(copy, "--pruning_algorithm", "delete", "--train_ratio", "0.7")
+    first, second = folder / "stage2_delete_0.7", copy / "by_hand"
+    words = ("--config", str(first / "config.json"), "--results_dir", str(second), "--run_name", "run")
+    assert main_pruned.main(arguments(second, "--stage", "1", *words)) == 0
+    prune(second, *words, "--pruning_algorithm", "delete")
+    record = read_scores(second / "run/influence/delete.zarr")
+    expected = []
+    for worker, shard in enumerate(read_partition(folder / "stage1")):
+        mine = record["worker"] == worker
+        best = np.argsort(-record["scores"][mine], kind="stable")[: round(0.49 * len(shard))]
+        expected += record["sample_id"][mine][best].tolist()
+    assert sorted(expected) == kept
+    comparison = command.load(folder / "comparison_delete_0.49_steps2.json")
+    assert comparison["steps"] == 2 and comparison["runs"]["control"] == ["stage2_random_0.49"]
+
+
+def test_steps_that_are_done_are_not_done_again(copy, monkeypatch):
+    words = ("--pruning_algorithm", "delete", "--train_ratio", "0.5", "--prune_steps", "3")
+    folder = prune(copy, *words)
+    assert len(list((folder / "influence").glob("delete*.zarr"))) == 3
+    monkeypatch.setattr("training.scores.score", None)
+    shutil.rmtree(folder / "stage2_delete_0.5_steps3")
+    prune(copy, *words)
+    assert summary(folder / "stage2_delete_0.5_steps3")["rounds"] == summary(folder / "stage1")["rounds"]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.comparison import verdict, write_comparison
+from training.comparison import named, verdict, write_comparison
 from training.pruning import stage2_dir
 from utils.influence.statistics import mean_interval
 from utils.records import metric_of, spelled, write_json
@@ -28,7 +28,7 @@ def spread(values_S: Sequence[float | None]) -> dict[str, Any]:
 
 def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
     """The comparison over seeds; returns it as lines."""
-    method, ratio, S = records[0]["algorithm"], records[0]["ratio"], len(records)
+    method, ratio, steps, S = *(records[0][key] for key in ("algorithm", "ratio", "steps")), len(records)
     stages = ("stage1", "stage2", "control")
     metric = metric_of(records[0]["stage1"])
     key = f"test_{metric['name']}"
@@ -43,6 +43,7 @@ def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
         "seeds": S,
         "algorithm": method,
         "ratio": ratio,
+        "steps": steps,
         "runs": {name: _runs(records, name) for name in stages},
         "metric": metric,
         **{f"{name}_{key}": spread(there[name]) if name in there else None for name in figures},
@@ -51,10 +52,10 @@ def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
         "over_random": over.get("control"),
         "verdict": verdict(method, metric, over["stage1"], over.get("control"), f"over {S} seeds"),
     }
-    write_comparison(folder, stage2_dir(folder, method, ratio), record)
+    write_comparison(folder, stage2_dir(folder, method, ratio, steps), record)
     means = ", ".join(
         f"{record[f'{name}_{key}']['mean']:.4f} +- {record[f'{name}_{key}']['std']:.4f} {where}"
-        for name, where in (("stage1", "in stage 1"), ("stage2", f"in stage 2 ({method}, {ratio:.4g} kept)"))
+        for name, where in (("stage1", "in stage 1"), ("stage2", f"in stage 2 ({named(record)})"))
     )
     return f"test {spelled(metric['name'])} over {S} seeds: {means}; {folder}\n{record['verdict']}"
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data.task import Task
-from training.pruning import Stage1, run_stage2
+from training.pruning import Stage1, run_stage2, steps_of
 from utils.errors import UsageError
 from utils.influence.statistics import paired_interval
 from utils.progress import within
@@ -44,6 +44,7 @@ def prune(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -> dic
     record = {
         "algorithm": method,
         "ratio": 1.0 if method == "noprune" else ratio,
+        "steps": steps_of(stage1.config, method),
         "seed": stage1.config.seed,
         "runs": {
             "stage1": [stage1.run_dir.name],
@@ -65,10 +66,16 @@ def prune(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -> dic
 
 def comparison_said(record: dict[str, Any], folder: Path) -> str:
     """The record as a line or two."""
-    metric, what = metric_of(record["stage1"]), f"({record['algorithm']}, {record['ratio']:.4g} kept)"
+    metric, what = metric_of(record["stage1"]), f"({named(record)})"
     before, after = (shown(figure_of(record[stage]), metric) for stage in ("stage1", "stage2"))
     said = f"test {spelled(metric['name'])} {before} in stage 1, {after} in stage 2 {what}; {folder}"
     return "\n".join(filter(None, (said, record["verdict"])))
+
+
+def named(record: dict[str, Any]) -> str:
+    """The pruning of a record in words."""
+    stepwise = f" in {record['steps']} steps" if record["steps"] > 1 else ""
+    return f"{record['algorithm']}, {record['ratio']:.4g} kept{stepwise}"
 
 
 def write_comparison(folder: Path, run_dir: Path, record: dict[str, Any]) -> None:

@@ -58,6 +58,17 @@ class Stage1:
         """Scores [n] of a method and where they are kept."""
         return scores_for(method, self.run, self.config, self.folder / "influence", self.final_state)
 
+    def scores_on(self, kept_ids: Tensor, method: str) -> Tensor:
+        """Scores [n] of a method in the run on these training samples only; -inf of the others."""
+        job = self.job_on(kept_ids)
+        run = RecordedRun(job, self.run.rounds, memory_limit=self.config.memory_gb * 1e9)
+        with bar(run.num_steps, "training on what is kept", "step", self.config.quiet) as ticks:
+            state = digest_tensors({"rows": run.final(ticks.update)})
+        found_n, _ = scores_for(method, run, self.config, self.folder / "influence", state)
+        scores_n = torch.full_like(found_n, -torch.inf)
+        scores_n[job.train_ids] = found_n[job.train_ids]
+        return scores_n
+
 
 def say(text: str) -> None:
     """A line for the user, apart from progress bars and results."""
@@ -165,11 +176,21 @@ def open_stage1(config: PruningConfig) -> Stage1:
 
 
 def kept_ids(stage1: Stage1, method: str, ratio: float) -> Tensor:
-    """Ids of the samples that stage 2 trains on."""
+    """Ids of the samples that stage 2 trains on; with ``--prune_steps`` K after K scorings, each of which leaves the
+    same share of what the one before it left."""
     if method == "noprune":
         return stage1.job.train_ids
-    scores_n, _ = stage1.scores(method)
-    return keep_best(scores_n, stage1.run.worker_of_n.cpu(), ratio, stage1.config.prune_scope)
+    (scores_n, _), worker_n, scope = stage1.scores(method), stage1.run.worker_of_n.cpu(), stage1.config.prune_scope
+    steps = steps_of(stage1.config, method)
+    for step in range(1, steps):
+        with within(f"pruning step {step + 1} of {steps}"):
+            scores_n = stage1.scores_on(keep_best(scores_n, worker_n, ratio ** (step / steps), scope), method)
+    return keep_best(scores_n, worker_n, ratio, scope)
+
+
+def steps_of(config: PruningConfig, method: str) -> int:
+    """Steps in which a method prunes: controls have no scores to look at again."""
+    return 1 if method in ("random", "noprune") else config.prune_steps
 
 
 def check_ratios(stage1: Stage1) -> None:
@@ -180,9 +201,10 @@ def check_ratios(stage1: Stage1) -> None:
         keep_best(torch.zeros(len(worker_n)), worker_n, ratio, config.prune_scope)
 
 
-def stage2_dir(folder: Path, method: str, ratio: float) -> Path:
-    """Where stage 2 of a method and ratio goes."""
-    return folder / ("stage2_noprune" if method == "noprune" else f"stage2_{method}_{ratio:g}")
+def stage2_dir(folder: Path, method: str, ratio: float, steps: int = 1) -> Path:
+    """Where stage 2 of a method, ratio and number of steps goes."""
+    stepwise = f"_steps{steps}" if steps > 1 else ""
+    return folder / ("stage2_noprune" if method == "noprune" else f"stage2_{method}_{ratio:g}{stepwise}")
 
 
 def check_stage2(config: PruningConfig) -> None:
@@ -190,7 +212,8 @@ def check_stage2(config: PruningConfig) -> None:
     anything is trained or scored."""
     asked = config.resume or config.overwrite or config.audit or config.sweep
     if config.prunes_by and not asked:
-        claim(config, stage2_dir(stage1_folder(config), config.prunes_by, config.train_ratio))
+        method, steps = config.prunes_by, steps_of(config, config.prunes_by)
+        claim(config, stage2_dir(stage1_folder(config), method, config.train_ratio, steps))
 
 
 def run_stage2(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -> tuple[dict[str, Any], Path]:
@@ -199,11 +222,12 @@ def run_stage2(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -
     Stage 2 is an ordinary run with ``--keep_samples``: its config.json replays it. ``reuse``: take a finished
     stage 2 made under the same settings without asking (the sweep does).
     """
-    ids = kept_ids(stage1, method, ratio)
-    run_dir = stage2_dir(stage1.folder, method, ratio)
+    ids, steps = kept_ids(stage1, method, ratio), steps_of(stage1.config, method)
+    run_dir = stage2_dir(stage1.folder, method, ratio, steps)
     pruning = {
         "algorithm": method,
         "ratio": ratio,
+        **({"steps": steps} if steps > 1 else {}),
         "scope": stage1.config.prune_scope,
         "kept": len(ids),
         "kept_digest": digest_tensors({"ids": ids}),

@@ -120,10 +120,14 @@ class RecordedRun:
             self._advance()
         return None
 
-    def final(self) -> Tensor:
-        """Rows [N, D] at the end of the run."""
+    def final(self, progress: Progress = ignored) -> Tensor:
+        """Rows [N, D] at the end of the run; ``progress`` gets a tick a step that is replayed to it."""
         if self._final is None:
-            self._go(self.num_steps)
+            self._replayed = lambda t: progress(1)
+            try:
+                self._go(self.num_steps)
+            finally:
+                self._replayed = ignored
             self._final = self.fleet.rows_RD.clone()
         return self._final
 

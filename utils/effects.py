@@ -63,6 +63,10 @@ def _methods(c: Any) -> set[str | None]:
     return {c.prunes_by, *(c.methods if c.audit or c.sweep else ())}
 
 
+def _scores_that_prune(c: Any) -> set[str | None]:
+    return {c.prunes_by, *(c.methods if c.sweep else ())} - {"random", "noprune", None}
+
+
 # Of several rows on a flag the first that does not hold speaks.
 EFFECTS: tuple[Effect, ...] = (
     # data and partition
@@ -249,6 +253,7 @@ EFFECTS: tuple[Effect, ...] = (
         (
             "pruning_algorithm",
             "train_ratio",
+            "prune_steps",
             "control",
             "prune_scope",
             "model_B",
@@ -275,6 +280,11 @@ EFFECTS: tuple[Effect, ...] = (
         ("train_ratio",),
         _prunes,
         "nothing is pruned by one method here (--pruning_algorithm METHOD does; --sweep has shares of its own)",
+    ),
+    Effect(
+        ("prune_steps",),
+        lambda c: bool(_scores_that_prune(c)),
+        "nothing is pruned by scores (--pruning_algorithm METHOD or --sweep does)",
     ),
     Effect(
         ("prune_scope",), lambda c: _prunes(c) or bool(c.sweep), "nothing is pruned (--pruning_algorithm METHOD does)"

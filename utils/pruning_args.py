@@ -36,6 +36,10 @@ class PruningConfig(Config):
     train_ratio: float = flag(
         0.95, "pruning", "share of the training samples to keep", check=SHARE, changes_results=False
     )
+    prune_steps: int = flag(
+        1, "pruning", "prune in so many steps: score, prune a little, train again, score again; each costs a training "
+        "and its scores", check=POSITIVE, changes_results=False,
+    )
     control: bool = flag(
         True,
         "pruning",

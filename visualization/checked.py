@@ -354,6 +354,7 @@ def load_comparison(path: PathLike) -> dict[str, Any]:
     return {
         "algorithm": record.text("algorithm"),
         "ratio": record.number("ratio"),
+        "steps": record.count("steps", least=1) if record.has("steps") else 1,
         "seeds": seeds,
         "runs": dirs,
         "metric": metric,
