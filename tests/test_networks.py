@@ -23,6 +23,7 @@ from networks import (
     model_metadata,
     save_model,
 )
+from networks.cnn import smooth_variant
 from networks.mlp import mlp
 from networks.recurrent import Recurrent
 from utils.errors import UsageError
@@ -202,6 +203,26 @@ def test_smooth_networks_have_the_curvature_that_their_gradients_show(name):
     predicted = torch.func.jvp(gradient, (flat,), (step,))[1]
     actual = (gradient(flat + step) - gradient(flat - step)) / 2
     assert torch.allclose(predicted, actual, rtol=0, atol=1e-6 * float(actual.abs().max()))
+
+
+def test_the_smooth_cnn_starts_with_signals_as_large_as_its_inputs():
+    """PyTorch's initialization lets them shrink: digits at lr 0.1 stayed at accuracy 0.38 for 20 epochs."""
+    inputs = torch.randn(512, 1, 16, 16, generator=torch.manual_seed(0))
+    sizes = {}
+    for gain in (0.0, 1.3):
+        network = smooth_variant(10, (1, 16, 16), gain=gain)
+        with torch.no_grad():
+            sizes[gain] = features(network, inputs).std().item()
+    assert sizes[0.0] < 0.03 and sizes[1.3] > 3 * sizes[0.0], sizes
+
+
+def test_variants_of_the_smooth_cnn_have_the_parts_that_they_are_asked_for():
+    network = smooth_variant(10, (1, 8, 8), nn.GELU, nn.MaxPool2d, groups=8, width=0.5)
+    kinds = [type(module) for module in network]
+    assert kinds[:4] == [nn.Conv2d, nn.GroupNorm, nn.GELU, nn.MaxPool2d] and network[0].out_channels == 16
+    assert [tuple(p.shape) for p in load_model("cnn_smooth", 10, (1, 8, 8)).parameters()] == [
+        tuple(p.shape) for p in load_model("cnn", 10, (1, 8, 8)).parameters()
+    ]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

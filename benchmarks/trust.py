@@ -1,0 +1,175 @@
+"""When can a score be trusted? Accuracy, metasmoothness and LDS of all methods, over networks and ways to train them.
+
+    python -m benchmarks.trust                               25 settings on the digits, two seeds each: hours
+    python -m benchmarks.trust --settings MLP CNN --seeds 1  some of them
+    python -m benchmarks.trust --table                       what is there, as a table and as a picture
+
+Each line of the record is a setting and a seed: main_pruned.py --audit with 40 groups of 1 and of 5 % of the samples
+masked. Lines that are there are not made again. The picture puts the LDS of ``cascade`` against metasmoothness, and
+the line at the foot of the table says below what metasmoothness scores predict badly. Further flags are those of
+main_pruned.py and hold for every setting: give them a record of their own (--out).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+METHODS = ("cascade", "dice", "delete", "if")
+FRACTIONS = (0.01, 0.05)
+COMMON = ("--epochs", "20", "--lr", "0.05", "--val_fraction", "0.4")
+VARIANTS: dict[str, dict[str, Any]] = {  # of networks.cnn.smooth_variant
+    "smooth, GELU": {"activation": "GELU", "gain": 1.5},
+    "smooth, tanh": {"activation": "Tanh", "gain": 1.3},
+    "smooth, ReLU": {"activation": "ReLU", "gain": 1.4},
+    "smooth, max-pooling": {"pooling": "MaxPool2d"},
+    "smooth, GroupNorm": {"groups": 8},
+    "smooth, twice as wide": {"width": 2.0},
+    "smooth, half as wide": {"width": 0.5},
+    "smooth, PyTorch's initialization": {"gain": 0.0},
+}
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "MLP": ("--model", "mlp"),
+    "MLP, lr 0.2": ("--model", "mlp", "--lr", "0.2"),
+    "MLP, lr 0.5": ("--model", "mlp", "--lr", "0.5"),
+    "MLP, 80 epochs": ("--model", "mlp", "--epochs", "80"),
+    "MLP, no momentum": ("--model", "mlp", "--momentum", "0"),
+    "MLP, everyone with everyone": ("--model", "mlp", "--mode", "all"),
+    "MLP, exponential graph": ("--model", "mlp", "--mode", "exponential"),
+    "MLP, alone": ("--model", "mlp", "--protocol", "local"),
+    "MLP, 5 local steps": ("--model", "mlp", "--local_steps", "5"),
+    "MLP, Dirichlet 0.1": ("--model", "mlp", "--alpha", "0.1"),
+    "MLP, IID": ("--model", "mlp", "--no-dirichlet"),
+    "MLP, tanh": ("--model", "mlp_smooth"),
+    "CNN": ("--model", "cnn"),
+    "CNN, lr 0.1": ("--model", "cnn", "--lr", "0.1"),
+    "CNN, 40 epochs": ("--model", "cnn", "--epochs", "40"),
+    "CNN, no momentum, lr 0.2": ("--model", "cnn", "--momentum", "0", "--lr", "0.2"),
+    "CNN, GroupNorm": ("--model", "cnn_group"),
+    "smooth CNN": ("--model", "cnn_smooth"),
+    "smooth CNN, lr 0.1": ("--model", "cnn_smooth", "--lr", "0.1"),
+    "smooth CNN, lr 0.2": ("--model", "cnn_smooth", "--lr", "0.2"),
+    "smooth CNN, Dirichlet 0.1": ("--model", "cnn_smooth", "--alpha", "0.1"),
+    "smooth CNN, everyone with everyone": ("--model", "cnn_smooth", "--mode", "all"),
+    **{name: ("--model", name) for name in VARIANTS},
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, measure what is missing, print, draw."""
+    register()
+    from utils.errors import UsageError, refusal
+    from visualization.trust import plot_trust
+
+    own = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    own.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), metavar="NAME")
+    own.add_argument("--seeds", type=int, default=2, help="seeds of each [2]")
+    own.add_argument("--table", action="store_true", help="measure nothing")
+    own.add_argument("--out", default="results/benchmarks/trust.jsonl", help="record; a picture goes beside it")
+    asked, rest = own.parse_known_args(argv)
+    try:
+        path = Path(asked.out)
+        lines = read_lines(path)
+        wanted = [(name, seed) for seed in range(asked.seeds) for name in asked.settings]
+        for name, seed in () if asked.table else wanted:
+            if (name, seed) not in lines:
+                print(f"{name}, seed {seed}", file=sys.stderr)
+                lines[name, seed] = measured(name, seed, rest)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a") as file:
+                    file.write(json.dumps(lines[name, seed]) + "\n")
+        shown = [lines[key] for key in sorted(wanted, key=lambda key: asked.settings.index(key[0])) if key in lines]
+        if not shown:
+            raise UsageError(f"{path} has none of these yet: leave out --table.")
+        print_table(shown)
+        print(plot_trust(shown, path.with_suffix(".png")))
+    except UsageError as error:
+        return refusal(error)
+    return 0
+
+
+def register() -> None:
+    """Make the variants known as networks, before flags take their names."""
+    from torch import nn
+
+    from networks.cnn import smooth_variant
+    from utils.registry import NETWORKS
+
+    for name, parts in VARIANTS.items():
+        named = {key: getattr(nn, value) if isinstance(value, str) else value for key, value in parts.items()}
+        NETWORKS.setdefault(name, functools.partial(smooth_variant, **named))
+
+
+def read_lines(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """The lines that are there, by setting and seed; the last one may have been cut by a kill."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = {}
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        found[record["setting"], record["seed"]] = record
+    return found
+
+
+def measured(name: str, seed: int, rest: list[str]) -> dict[str, Any]:
+    """A line of the record."""
+    from training.audit import audit
+    from training.pruning import open_stage1
+    from utils.parser import parse
+    from utils.pruning_args import PruningConfig
+
+    flags = [*COMMON, *SETTINGS[name], *rest]
+    config = parse(PruningConfig, [*flags, "--seed", str(seed)], __doc__, varied=True)
+    with tempfile.TemporaryDirectory() as folder:
+        config = dataclasses.replace(config, results_dir=folder, quiet=True, plots=False, run_name="run")
+        stage1 = open_stage1(dataclasses.replace(config, methods=METHODS))
+        seconds = {"training": stage1.summary["seconds"]}
+        for method in METHODS:
+            start = time.perf_counter()
+            stage1.scores(method)
+            seconds[method] = time.perf_counter() - start
+        line = {"setting": name, "seed": seed, "flags": flags, "accuracy": stage1.summary["test_accuracy"],
+                "seconds": seconds, "smoothness": {}, "lds": {}}  # fmt: skip
+        for fraction in FRACTIONS:
+            stage1.config = dataclasses.replace(stage1.config, audit_fraction=fraction)
+            record = audit(stage1)
+            line["smoothness"][str(fraction)] = record["metasmoothness"]["mean"]
+            line["lds"][str(fraction)] = {m: [e["lds"], *e["interval"]] for m, e in record["methods"].items()}
+    return line
+
+
+def print_table(lines: list[dict[str, Any]]) -> None:
+    """A row a setting, means over its seeds; then how metasmoothness and LDS go together."""
+    from benchmarks.common import table
+    from visualization.trust import together
+
+    rows = []
+    for name in dict.fromkeys(line["setting"] for line in lines):
+        of = [line for line in lines if line["setting"] == name]
+        mean = lambda get: sum(map(get, of)) / len(of)  # noqa: E731, B023
+        smooth = [f"{mean(lambda line, f=f: line['smoothness'][str(f)]):.2f}" for f in FRACTIONS]
+        pairs = [
+            " / ".join(f"{mean(lambda line, f=f, m=m: line['lds'][str(f)][m][0]):.2f}" for f in FRACTIONS)
+            for m in METHODS
+        ]
+        cost = mean(lambda line: line["seconds"]["cascade"] / line["seconds"]["training"])
+        rows.append([name, f"{mean(lambda line: line['accuracy']):.3f}", " / ".join(smooth), *pairs, f"{cost:.1f}"])
+    head = ["setting", "test accuracy", "metasmoothness, 1 / 5 %", *(f"LDS of {m}" for m in METHODS)]
+    table([*head, "cost of cascade, trainings"], rows)
+    print(together(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

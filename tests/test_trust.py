@@ -1,0 +1,68 @@
+"""The table of trust: what is measured is kept, and how metasmoothness and LDS go together."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import trust
+from visualization.trust import GOOD, plot_trust, threshold, together
+
+ROOT = Path(trust.__file__).parent.parent
+POINTS = st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=1, max_size=12)
+
+
+def a_line(setting: str, seed: int, smooth: float, lds: float) -> dict:
+    of = {method: [lds, lds - 0.1, min(1, lds + 0.1)] for method in trust.METHODS}
+    seconds = dict.fromkeys(("training", *trust.METHODS), 1.0)
+    return {"setting": setting, "seed": seed, "accuracy": 0.9, "seconds": seconds,
+            "smoothness": {"0.01": smooth, "0.05": smooth}, "lds": {"0.01": of, "0.05": of}}  # fmt: skip
+
+
+@given(POINTS)
+def test_no_other_threshold_makes_fewer_errors(points):
+    smooth, lds = map(np.array, zip(*points, strict=True))
+
+    def errors(at: float) -> int:
+        return int((lds[smooth < at] > GOOD).sum() + (lds[smooth >= at] <= GOOD).sum())
+
+    assert errors(threshold(smooth, lds)) <= min(errors(at) for at in (-1.1, 1.1, *smooth, *(smooth + 1e-9)))
+
+
+def test_the_table_and_the_picture_are_of_what_is_there(tmp_path, capsys):
+    out = tmp_path / "trust.jsonl"
+    lines = [a_line("MLP", 0, 0.9, 0.98), a_line("MLP", 1, 0.8, 0.9), a_line("CNN", 0, 0.1, 0.4)]
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"setting": "CNN", "se')  # cut by a kill
+    assert trust.main(["--table", "--out", str(out)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "| MLP | 0.900 | 0.85 / 0.85 | 0.94 / 0.94 |" in said[2] and "above 0.45" in said[-2]
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    assert trust.main(["--table", "--settings", "MLP, IID", "--out", str(out)]) == 2
+
+
+def test_one_point_is_a_picture_too(tmp_path):
+    line = a_line("MLP", 0, 0.9, 0.98)
+    assert plot_trust([line], tmp_path / "one.png").exists() and "2 points" in together([line])
+
+
+@pytest.mark.slow
+def test_what_is_there_is_not_measured_again(tmp_path):
+    """In a process of its own: flags take the names of networks when they are imported."""
+    words = ["--settings", "MLP", "smooth, GELU", "--seeds", "1", "--out", str(tmp_path / "trust.jsonl"), "--epochs",
+             "2", "--max_train", "200", "--num_workers", "4", "--audit_groups", "4"]  # fmt: skip
+    command = [sys.executable, "-m", "benchmarks.trust", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    first = (tmp_path / "trust.jsonl").read_text()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == again.returncode == 0, done.stderr
+    assert done.stdout == again.stdout and "smooth, GELU" in done.stdout
+    assert (tmp_path / "trust.jsonl").read_text() == first
+    line = json.loads(first.splitlines()[0])
+    assert line["setting"] == "MLP" and -1 <= line["smoothness"]["0.01"] <= 1 and len(line["lds"]["0.05"]["if"]) == 3
