@@ -67,7 +67,7 @@ def run(config: PruningConfig) -> dict[str, Any]:
     from training.audit import audit, report
     from training.comparison import comparison_said, prune
     from training.edges import edges_said
-    from training.pruning import check_ratios, check_stage2, node_view, open_stage1, run_stage1, stage2_dir, steps_of
+    from training.pruning import check_ratios, check_stage2, manner, node_view, open_stage1, run_stage1, stage2_dir
     from training.smoothness import smoothness_told
     from training.sweep import sweep, sweep_said
     from utils.records import figure_of, metric_of, shown, spelled
@@ -92,7 +92,7 @@ def run(config: PruningConfig) -> dict[str, Any]:
         print(edges_said(stage1))
     method, run_dir = config.prunes_by, None
     if method:
-        run_dir = stage2_dir(stage1.folder, method, config.train_ratio, steps_of(config, method))
+        run_dir = stage2_dir(stage1.folder, method, config.train_ratio, **manner(config, method))
         record = results["comparison"] = prune(stage1, method, config.train_ratio, reuse=bool(results))
         if method != "noprune":
             node_view(stage1, method)
@@ -119,7 +119,7 @@ def summarize(folder: Path, results: list[dict[str, Any]], plots: bool) -> None:
         plot_sweep(folder, folder / "sweep.png")
     if "comparison" in there:
         record = results[0]["comparison"]
-        run_dir = stage2_dir(folder, record["algorithm"], record["ratio"], record["steps"])
+        run_dir = stage2_dir(folder, *(record[key] for key in ("algorithm", "ratio", "steps", "folds")))
         plot_comparison(folder / f"{comparison_name(run_dir)}.json")
         plot_all_comparisons(folder)
 

@@ -3,6 +3,7 @@
     python -m benchmarks.mislabel                      10 % flipped labels: AUROC, flips found, stage 2 - stage 1
     python -m benchmarks.mislabel --bad_workers        2 bad workers of 16: where they come out in the node view
     python -m benchmarks.mislabel --lds                LDS of all methods at 1 and 5 % masked
+    python -m benchmarks.mislabel --steps 1 4 8        pruning by cascade at once, and in 4 and 8 steps
 
 Further flags are those of main_pruned.py and change the setting (``--dataset_name``, ``--model``, ...).
 Tables are markdown; figures are means over seeds with 95 % t intervals, differences are paired by seed.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import sys
 import tempfile
@@ -32,6 +34,7 @@ def main() -> int:
     own = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     own.add_argument("--bad_workers", action="store_true", help="bad workers instead of flipped labels")
     own.add_argument("--lds", action="store_true", help="LDS instead of flipped labels")
+    own.add_argument("--steps", type=int, nargs="+", metavar="K", help="pruning in K steps instead of all methods")
     own.add_argument("--runs", type=int, default=5, help="seeds [5]")
     own.add_argument("--out", default="results/benchmarks/mislabel.json")
     options, rest = own.parse_known_args()
@@ -39,6 +42,7 @@ def main() -> int:
         defaults = ["--model", "mlp", "--epochs", "20", "--lr", "0.05", "--val_fraction", "0.4"]
         config = parse(PruningConfig, [*defaults, *rest], __doc__, varied=True)
         study = bad_workers if options.bad_workers else lds_table if options.lds else flipped_labels
+        study = functools.partial(in_steps, steps=options.steps) if options.steps else study
         with tempfile.TemporaryDirectory() as folder:
             record = study(dataclasses.replace(config, results_dir=folder, quiet=True, plots=False), options.runs)
         write_json(options.out, {"settings": config.changing_results(), "runs": options.runs, **record})
@@ -91,6 +95,35 @@ def flipped_labels(config, runs: int) -> dict:
         rows.append(row)
     table(head, rows)
     return {"flipped": {m: {str(k): v for k, v in e.items()} for m, e in results.items()}}
+
+
+def in_steps(config, runs: int, steps: list[int]) -> dict:
+    """Pruning by ``cascade`` in so many steps: stage 2 minus stage 1, minus random, and minus the first of ``steps``,
+    in accuracy and in test loss."""
+    from benchmarks.common import cell, table
+    from training.pruning import run_stage2
+
+    config = dataclasses.replace(config, flip_labels=config.flip_labels or 0.1)
+    figures: dict[str, list[dict]] = {}
+    for stage1 in stages(config, runs):
+        figures.setdefault("stage 1", []).append(stage1.summary)
+        for ratio in RATIOS:
+            for name, method, K in (("random", "random", 1), *((f"{K} steps", "cascade", K) for K in steps)):
+                stage1.config = dataclasses.replace(stage1.config, prune_steps=K)
+                figures.setdefault(f"{ratio}, {name}", []).append(run_stage2(stage1, method, ratio)[0])
+    rows = []
+    for name, of in figures.items():
+        if name == "stage 1":
+            continue
+        ratio, row = name.partition(",")[0], [name]
+        for other in ("stage 1", f"{ratio}, random", f"{ratio}, {steps[0]} steps"):
+            for key, scale, digits in (("test_accuracy", 100, 1), ("test_loss", 1, 3)):
+                paired = [a[key] - b[key] for a, b in zip(of, figures[other], strict=True)]
+                row.append("" if other == name else cell(paired, scale, digits))
+        rows.append(row)
+    others = ("stage 1", "random", f"{steps[0]} steps")
+    table(["kept", *(f"minus {o}, {w}" for o in others for w in ("points", "test loss"))], rows)
+    return {"steps": {n: [{k: s[k] for k in ("test_accuracy", "test_loss")} for s in of] for n, of in figures.items()}}
 
 
 def bad_workers(config, runs: int) -> dict:

@@ -189,6 +189,11 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("--prune_steps 2 --pruning_algorithm random", "--prune_steps 2 --pruning_algorithm random --sweep 0.5"),
         ("--prune_steps 2 --stage 1", "--prune_steps 2 --sweep 0.5 --methods if"),
     ],
+    "val_folds": [
+        ("--val_folds 2 --audit", "--val_folds 2"),
+        ("--val_folds 2 --pruning_algorithm random", "--val_folds 2 --pruning_algorithm random --sweep 0.5"),
+        ("--val_folds 2 --stage 1", "--val_folds 2 --sweep 0.5 --methods if"),
+    ],
     "smoothness": [("--smoothness --stage 1", "--smoothness"), ("--smoothness --audit", "--smoothness --edges")],
     "audit_groups": [("--audit_groups 5 --audit --stage 1", "--audit_groups 5 --audit"), ("--audit_groups 5", "")],
     "audit_fraction": [

@@ -291,7 +291,7 @@ def test_paths_that_are_not_utf8_are_legitimate():
 @pytest.mark.parametrize("command", ["main", "main_pruned"])
 def test_a_path_that_is_not_utf8_can_be_printed(command, tmp_path, monkeypatch, capsys):
     done = {"test_accuracy": 0.5, "epochs": 1, "seconds": 1}
-    record = {"algorithm": "noprune", "stage1": done, "stage2": done, "ratio": 1.0, "steps": 1, "verdict": None}
+    record = {"algorithm": "noprune", "stage1": done, "stage2": done, "ratio": 1.0, "verdict": None}
     stage1 = SimpleNamespace(folder=Path("caf\udce9", "run"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("training.run.train_seeds", lambda _: (done, []))

@@ -28,7 +28,8 @@ def spread(values_S: Sequence[float | None]) -> dict[str, Any]:
 
 def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
     """The comparison over seeds; returns it as lines."""
-    method, ratio, steps, S = *(records[0][key] for key in ("algorithm", "ratio", "steps")), len(records)
+    what, S = {key: records[0][key] for key in ("algorithm", "ratio", "steps", "folds")}, len(records)
+    method = what["algorithm"]
     stages = ("stage1", "stage2", "control")
     metric = metric_of(records[0]["stage1"])
     key = f"test_{metric['name']}"
@@ -41,9 +42,7 @@ def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
     }
     record = {
         "seeds": S,
-        "algorithm": method,
-        "ratio": ratio,
-        "steps": steps,
+        **what,
         "runs": {name: _runs(records, name) for name in stages},
         "metric": metric,
         **{f"{name}_{key}": spread(there[name]) if name in there else None for name in figures},
@@ -52,7 +51,7 @@ def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
         "over_random": over.get("control"),
         "verdict": verdict(method, metric, over["stage1"], over.get("control"), f"over {S} seeds"),
     }
-    write_comparison(folder, stage2_dir(folder, method, ratio, steps), record)
+    write_comparison(folder, stage2_dir(folder, *what.values()), record)
     means = ", ".join(
         f"{record[f'{name}_{key}']['mean']:.4f} +- {record[f'{name}_{key}']['std']:.4f} {where}"
         for name, where in (("stage1", "in stage 1"), ("stage2", f"in stage 2 ({named(record)})"))

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from data.task import Task
-from training.pruning import Stage1, run_stage2, steps_of
+from training.pruning import Stage1, manner, run_stage2
 from utils.errors import UsageError
 from utils.influence.statistics import paired_interval
 from utils.progress import within
-from utils.records import figure_of, metric_of, read_predictions, read_result, shown, spelled, write_json
+from utils.records import figure_of, metric_of, pruned_by, read_predictions, read_result, shown, spelled, write_json
 
 Interval = tuple[float, float, float]  # mean, and the ends of its 95 % interval (NaN where it is not known)
 RESAMPLES = 200  # of the test samples, for metrics that are no means over samples
@@ -44,7 +44,7 @@ def prune(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -> dic
     record = {
         "algorithm": method,
         "ratio": 1.0 if method == "noprune" else ratio,
-        "steps": steps_of(stage1.config, method),
+        **manner(stage1.config, method),
         "seed": stage1.config.seed,
         "runs": {
             "stage1": [stage1.run_dir.name],
@@ -74,8 +74,7 @@ def comparison_said(record: dict[str, Any], folder: Path) -> str:
 
 def named(record: dict[str, Any]) -> str:
     """The pruning of a record in words."""
-    stepwise = f" in {record['steps']} steps" if record["steps"] > 1 else ""
-    return f"{record['algorithm']}, {record['ratio']:.4g} kept{stepwise}"
+    return f"{pruned_by(record)}, {record['ratio']:.4g} kept"
 
 
 def write_comparison(folder: Path, run_dir: Path, record: dict[str, Any]) -> None:

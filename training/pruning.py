@@ -26,7 +26,7 @@ from training.deal import with_workers
 from training.identity import check_identity
 from training.protocols import check_differentiable, load_protocol
 from training.run import check_packages, claim, clear, prepare, recorded_execution, run_folder
-from training.scores import keep_best, scores_for
+from training.scores import keep_best, pruning_scores, scores_for
 from training.trainer import train
 from training.trajectory import RecordedRun
 from utils.digest import digest_tensors
@@ -64,7 +64,7 @@ class Stage1:
         run = RecordedRun(job, self.run.rounds, memory_limit=self.config.memory_gb * 1e9)
         with bar(run.num_steps, "training on what is kept", "step", self.config.quiet) as ticks:
             state = digest_tensors({"rows": run.final(ticks.update)})
-        found_n, _ = scores_for(method, run, self.config, self.folder / "influence", state)
+        found_n = pruning_scores(method, run, self.config, self.folder / "influence", state)
         scores_n = torch.full_like(found_n, -torch.inf)
         scores_n[job.train_ids] = found_n[job.train_ids]
         return scores_n
@@ -180,17 +180,20 @@ def kept_ids(stage1: Stage1, method: str, ratio: float) -> Tensor:
     same share of what the one before it left."""
     if method == "noprune":
         return stage1.job.train_ids
-    (scores_n, _), worker_n, scope = stage1.scores(method), stage1.run.worker_of_n.cpu(), stage1.config.prune_scope
-    steps = steps_of(stage1.config, method)
+    config, worker_n = stage1.config, stage1.run.worker_of_n.cpu()
+    scores_n = pruning_scores(method, stage1.run, config, stage1.folder / "influence", stage1.final_state)
+    steps = manner(config, method)["steps"]
     for step in range(1, steps):
         with within(f"pruning step {step + 1} of {steps}"):
-            scores_n = stage1.scores_on(keep_best(scores_n, worker_n, ratio ** (step / steps), scope), method)
-    return keep_best(scores_n, worker_n, ratio, scope)
+            kept = keep_best(scores_n, worker_n, ratio ** (step / steps), config.prune_scope)
+            scores_n = stage1.scores_on(kept, method)
+    return keep_best(scores_n, worker_n, ratio, config.prune_scope)
 
 
-def steps_of(config: PruningConfig, method: str) -> int:
-    """Steps in which a method prunes: controls have no scores to look at again."""
-    return 1 if method in ("random", "noprune") else config.prune_steps
+def manner(config: PruningConfig, method: str) -> dict[str, int]:
+    """How a method prunes: in how many steps, and by how many folds; controls have no scores to look at again."""
+    plain = method in ("random", "noprune")
+    return {"steps": 1 if plain else config.prune_steps, "folds": 1 if plain else config.val_folds}
 
 
 def check_ratios(stage1: Stage1) -> None:
@@ -201,10 +204,10 @@ def check_ratios(stage1: Stage1) -> None:
         keep_best(torch.zeros(len(worker_n)), worker_n, ratio, config.prune_scope)
 
 
-def stage2_dir(folder: Path, method: str, ratio: float, steps: int = 1) -> Path:
-    """Where stage 2 of a method, ratio and number of steps goes."""
-    stepwise = f"_steps{steps}" if steps > 1 else ""
-    return folder / ("stage2_noprune" if method == "noprune" else f"stage2_{method}_{ratio:g}{stepwise}")
+def stage2_dir(folder: Path, method: str, ratio: float, steps: int = 1, folds: int = 1) -> Path:
+    """Where stage 2 of a method, ratio and :func:`manner` goes."""
+    how = (f"_steps{steps}" if steps > 1 else "") + (f"_folds{folds}" if folds > 1 else "")
+    return folder / ("stage2_noprune" if method == "noprune" else f"stage2_{method}_{ratio:g}{how}")
 
 
 def check_stage2(config: PruningConfig) -> None:
@@ -212,8 +215,8 @@ def check_stage2(config: PruningConfig) -> None:
     anything is trained or scored."""
     asked = config.resume or config.overwrite or config.audit or config.sweep
     if config.prunes_by and not asked:
-        method, steps = config.prunes_by, steps_of(config, config.prunes_by)
-        claim(config, stage2_dir(stage1_folder(config), method, config.train_ratio, steps))
+        how = manner(config, config.prunes_by)
+        claim(config, stage2_dir(stage1_folder(config), config.prunes_by, config.train_ratio, **how))
 
 
 def run_stage2(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -> tuple[dict[str, Any], Path]:
@@ -222,12 +225,12 @@ def run_stage2(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -
     Stage 2 is an ordinary run with ``--keep_samples``: its config.json replays it. ``reuse``: take a finished
     stage 2 made under the same settings without asking (the sweep does).
     """
-    ids, steps = kept_ids(stage1, method, ratio), steps_of(stage1.config, method)
-    run_dir = stage2_dir(stage1.folder, method, ratio, steps)
+    ids, how = kept_ids(stage1, method, ratio), manner(stage1.config, method)
+    run_dir = stage2_dir(stage1.folder, method, ratio, **how)
     pruning = {
         "algorithm": method,
         "ratio": ratio,
-        **({"steps": steps} if steps > 1 else {}),
+        **{name: count for name, count in how.items() if count > 1},
         "scope": stage1.config.prune_scope,
         "kept": len(ids),
         "kept_digest": digest_tensors({"ids": ids}),

@@ -26,6 +26,7 @@ from utils.errors import UsageError
 from utils.influence import Options, load_method, score
 from utils.progress import bar
 from utils.pruning_args import PruningConfig
+from utils.random import permutations
 from utils.scores import read_scores, write_scores
 
 
@@ -48,12 +49,13 @@ def settings_of(method: str, run: RecordedRun, options: Options, final_state: st
 
 
 def scores_for(
-    method: str, run: RecordedRun, config: PruningConfig, folder: Path, final_state: str
+    method: str, run: RecordedRun, config: PruningConfig, folder: Path, final_state: str,
+    fold: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Path]:
     """Scores [n] of a method and where they are kept: read if they were made under these settings,
-    else computed (with a progress bar) and written."""
-    options = options_of(config)
-    settings = json.loads(json.dumps(settings_of(method, run, options, final_state)))
+    else computed (with a progress bar) and written. ``fold`` (f, F): by the f-th of F parts of the validation set."""
+    options, of_fold = options_of(config), {} if fold is None else {"fold": list(fold)}
+    settings = json.loads(json.dumps(settings_of(method, run, options, final_state) | of_fold))
     worker_n = run.worker_of_n.cpu()
     paths = (folder / f"{method}.zarr", folder / f"{method}-{digest_json(settings)[:12]}.zarr")
     for path in filter(Path.exists, paths):
@@ -64,19 +66,45 @@ def scores_for(
             return scores_n, path
     if config.stages > 1 and not config.quiet:
         print(f"{method}: stages change no number, it replays the network as one", file=sys.stderr)
-    with bar(load_method(method).ticks(run, options), f"scoring: {method}", "tick", config.quiet) as shown:
-        scores_n = score(method, run, options, shown.update)
+    what, judges = (method, run.val_ids) if fold is None else (
+        f"{method}, fold {fold[0] + 1} of {fold[1]}", folds_of(run, *fold)
+    )
+    with bar(load_method(method).ticks(run, options), f"scoring: {what}", "tick", config.quiet) as shown:
+        with run.judged_by(judges):
+            scores_n = score(method, run, options, shown.update)
     ids = (worker_n >= 0).nonzero()[:, 0]
     if not bool(scores_n[ids].isfinite().all()):
         raise UsageError(
             f"{method} gave scores that are not finite: the run's loss is too rough for it. Train with a "
             "smaller --lr, or score with another --pruning_algorithm."
         )
-    path = paths[0] if not paths[0].exists() else paths[1]
+    path = paths[0] if fold is None and not paths[0].exists() else paths[1]
     write_scores(
         path, {"scores": scores_n[ids].numpy(), "sample_id": ids.numpy(), "worker": worker_n[ids].numpy()}, settings
     )
     return scores_n, path
+
+
+def folds_of(run: RecordedRun, f: int, F: int) -> Tensor:
+    """Ids of the f-th of F parts of the validation set, at random but for the run's seed."""
+    val_ids = run.job.val_ids
+    if len(val_ids) < 2 * F:
+        raise UsageError(f"--val_folds {F}: {len(val_ids)} validation samples are too few, take {len(val_ids) // 2}.")
+    order = permutations(torch.tensor([len(val_ids)]), run.job.config.seed, "validation folds", torch.tensor([[0]]))
+    return val_ids[order[0]].tensor_split(F)[f]
+
+
+def pruning_scores(method: str, run: RecordedRun, config: PruningConfig, folder: Path, final_state: str) -> Tensor:
+    """What a method prunes by [n]: its scores or, with ``--val_folds`` F, in units of their own noise: the mean over
+    scores by F parts of the validation set, divided by its standard error (0 where all are equal)."""
+    F = config.val_folds
+    if F == 1 or method == "random":
+        return scores_for(method, run, config, folder, final_state)[0]
+    by_fold_Fn = torch.stack(
+        [scores_for(method, run, config, folder, final_state, fold=(f, F))[0] for f in range(F)]
+    )
+    error_n = by_fold_Fn.std(0) / F**0.5
+    return torch.where(error_n > 0, by_fold_Fn.mean(0) / error_n, 0.0)
 
 
 def sound_scores(path: Path, *names: Sequence[str]) -> dict[str, Any] | None:

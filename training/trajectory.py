@@ -8,6 +8,7 @@ Legend: N workers, P trainable floats, D floats a row, T local steps, n samples.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from bisect import bisect_right
@@ -40,6 +41,7 @@ class RecordedRun:
 
     def __init__(self, job: Job, rounds: int, run_dir: Path | None = None, memory_limit: float = 4e9):
         self.job = job
+        self.val_ids = job.val_ids  # the samples that judge
         self.fleet = job.make_fleet(job.sample_weights_n[None])  # whole: stages change no number
         self.derivatives = Derivatives(self.fleet)
         self.num_workers, self.P = self.fleet.num_workers, self.fleet.layout.P
@@ -131,6 +133,15 @@ class RecordedRun:
             self._final = self.fleet.rows_RD.clone()
         return self._final
 
+    @contextlib.contextmanager
+    def judged_by(self, val_ids: Tensor) -> Iterator[None]:
+        """Within it a part of the validation set stands for all of it."""
+        whole, self.val_ids = self.val_ids, val_ids
+        try:
+            yield
+        finally:
+            self.val_ids = whole
+
     def set_final(self, tensors: dict[str, Tensor]) -> None:
         """Take the end of the run from its last checkpoint instead of replaying to it."""
         self._final = self.fleet.layout.from_canonical(tensors["rows"].to(self.fleet.device)).clone()
@@ -219,7 +230,7 @@ class RecordedRun:
 
     def validation_gradient(self, rows_RD: Tensor) -> tuple[Tensor, Tensor]:
         """Mean validation loss [R] and its gradient [R, D]."""
-        return self.derivatives.validation_gradient(rows_RD, self.job.samples, self.job.val_ids)
+        return self.derivatives.validation_gradient(rows_RD, self.job.samples, self.val_ids)
 
     def step_adjoint(self, t: int, rows_ND: Tensor, rho_NP: Tensor, statistics_NS: Tensor) -> StepAdjoint:
         """The transposed derivative of local step t."""
@@ -259,7 +270,7 @@ class RecordedRun:
             features_mF, outputs_mC = (torch.cat(part) for part in zip(*parts, strict=True))
             return features_mF, outputs_mC, samples.targets_n[ids_m]
 
-        (train_mF, train_mC, targets_m), (val_vF, val_vC, targets_v) = of(self.job.train_ids), of(self.job.val_ids)
+        (train_mF, train_mC, targets_m), (val_vF, val_vC, targets_v) = of(self.job.train_ids), of(self.val_ids)
         hook.remove()
         train_mC, val_vC = train_mC.double(), val_vC.double()
         layer = LastLayer(head(model), train_mF, targets_m, val_vF, targets_v, task.curvatures(train_mC, targets_m))

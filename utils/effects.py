@@ -254,6 +254,7 @@ EFFECTS: tuple[Effect, ...] = (
             "pruning_algorithm",
             "train_ratio",
             "prune_steps",
+            "val_folds",
             "control",
             "prune_scope",
             "model_B",
@@ -282,7 +283,7 @@ EFFECTS: tuple[Effect, ...] = (
         "nothing is pruned by one method here (--pruning_algorithm METHOD does; --sweep has shares of its own)",
     ),
     Effect(
-        ("prune_steps",),
+        ("prune_steps", "val_folds"),
         lambda c: bool(_scores_that_prune(c)),
         "nothing is pruned by scores (--pruning_algorithm METHOD or --sweep does)",
     ),

@@ -40,6 +40,10 @@ class PruningConfig(Config):
         1, "pruning", "prune in so many steps: score, prune a little, train again, score again; each costs a training "
         "and its scores", check=POSITIVE, changes_results=False,
     )
+    val_folds: int = flag(
+        1, "pruning", "prune by scores in units of their own noise over so many parts of the validation set, each a "
+        "scoring: what a small validation set cannot tell is kept", check=POSITIVE, changes_results=False,
+    )
     control: bool = flag(
         True,
         "pruning",

@@ -170,6 +170,13 @@ def figure_of(summary: dict[str, Any]) -> float | None:
     return summary[f"test_{metric_of(summary)['name']}"]
 
 
+def pruned_by(pruning: dict[str, Any]) -> str:
+    """What pruned, in words, from the record of a pruning: a method, and how where that is not at once."""
+    steps, folds = pruning.get("steps", 1), pruning.get("folds", 1)
+    how = (f" in {steps} steps" if steps > 1 else "") + (f" by {folds} folds" if folds > 1 else "")
+    return pruning["algorithm"] + how
+
+
 def spelled(name: str) -> str:
     """What texts call a metric."""
     return SPELLED.get(name) or name.replace("_", " ")

@@ -354,7 +354,7 @@ def load_comparison(path: PathLike) -> dict[str, Any]:
     return {
         "algorithm": record.text("algorithm"),
         "ratio": record.number("ratio"),
-        "steps": record.count("steps", least=1) if record.has("steps") else 1,
+        **{key: record.count(key, least=1) if record.has(key) else 1 for key in ("steps", "folds")},
         "seeds": seeds,
         "runs": dirs,
         "metric": metric,

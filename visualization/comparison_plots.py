@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from utils.records import PathLike, read_json
+from utils.records import PathLike, pruned_by, read_json
 from visualization.checked import UNSCORED, load_comparison, load_lines, load_shown
 from visualization.finals import Final, draw_finals, load_final, rows_of
 from visualization.measures import ACCURACY, Measure, Shown, metric_scale
@@ -70,7 +70,7 @@ def plot_comparison(path: PathLike, out: PathLike | None = None) -> Path:
     named = {
         "stage1": ("stage 1, all samples", {"color": BLUE}),
         "control": (f"random, {ratio}", {"color": GREY, "marker": "X"}),
-        "stage2": (f"{_stepwise(record)}, {ratio}", {"color": RED, "marker": "s"}),
+        "stage2": (f"{pruned_by(record)}, {ratio}", {"color": RED, "marker": "s"}),
     }
     stages = [
         Stage(name, [load_lines(run) for run in record["runs"][key]], _final(record, key), look)
@@ -170,12 +170,12 @@ class Pruning:
 
 def prunings(records: Sequence[dict[str, Any]]) -> list[Pruning]:
     """The rows of what ``load_comparison`` gives: stage 1, then by share kept, the random control of each last."""
-    records = sorted(records, key=lambda record: (-record["ratio"], _place(record["algorithm"]), record["steps"]))
+    records = sorted(records, key=lambda record: (-record["ratio"], _place(record["algorithm"]), pruned_by(record)))
     rows = [_row("stage 1, all samples", records[0], "stage1", {"color": BLACK})]
     for ratio in dict.fromkeys(record["ratio"] for record in records):
         group = [record for record in records if record["ratio"] == ratio]
         methods = [record["algorithm"] for record in group]
-        entries = [(_stepwise(record), record, "stage2") for record in group]
+        entries = [(pruned_by(record), record, "stage2") for record in group]
         controls = [record for record in group if record["figures"]["control"] is not None]
         if controls and "random" not in methods:
             entries.append(("random", controls[0], "control"))
@@ -184,11 +184,6 @@ def prunings(records: Sequence[dict[str, Any]]) -> list[Pruning]:
             look = METHODS.get(method.partition(" ")[0], OTHER)
             rows.append(_row(name, record, key, look, starts_group=place == 0))
     return rows
-
-
-def _stepwise(record: dict[str, Any]) -> str:
-    """What a pruning is called, without its share."""
-    return record["algorithm"] + (f" in {record['steps']} steps" if record["steps"] > 1 else "")
 
 
 def _place(method: str) -> int:
