@@ -67,3 +67,20 @@ def test_tangents_share_one_copy_of_the_direction():
         _, duals = run.derivatives._duals(rows_nD, torch.ones_like(rows_nD[:, : run.P]), gradients=True)
         tangents = [forward_ad.unpack_dual(d).tangent for d in duals]
         assert len({t.untyped_storage().data_ptr() for t in tangents}) == 1
+
+
+@pytest.mark.parametrize("engine", ["threads", "vmap"])
+def test_group_norm_has_its_derivatives_in_every_layout(engine):
+    """PyTorch's forward-mode rule raises in channels_last; with it `delete` and `dice` ended in a traceback."""
+    found = []
+    for channels_last in (False, True):
+        job = digits_job(model="cnn_group", engine=engine, channels_last=channels_last, num_workers=2, max_train=40)
+        run = recorded(job)
+        rows_ND = run.final()
+        direction_NP = torch.linspace(-1, 1, run.P, dtype=rows_ND.dtype).expand(2, -1)
+        canonical_ND = run.fleet.layout.from_canonical(direction_NP.contiguous())
+        found.append(run.sample_products(rows_ND, canonical_ND))
+        chosen, (own, forward, double) = adjoints(run)
+        assert chosen == run.derivatives._by_forward_mode
+        torch.testing.assert_close(forward.rows_ND, double.rows_ND, rtol=1e-6, atol=1e-8 * own.rows_ND.abs().max())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-9)

@@ -1,5 +1,5 @@
-"""Networks whose derivatives can be taken: BatchNorm without hidden state, convolutions that know what has tangents,
-recurrent cells of plain operators."""
+"""Networks whose derivatives can be taken: BatchNorm without hidden state, GroupNorm and recurrent cells of plain
+operators, convolutions that know what has tangents."""
 
 from __future__ import annotations
 
@@ -57,6 +57,21 @@ class OpenConv2d(nn.Conv2d):
         return forward_ad.make_dual(self._conv_forward(x, weight, bias), tangent)
 
 
+class OpenGroupNorm(nn.GroupNorm):
+    """GroupNorm of plain operators: PyTorch's forward-mode rule views its input as if it were NCHW, and raises in
+    channels_last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        grouped = wide.reshape(len(x), self.num_groups, -1)
+        variance, mean = torch.var_mean(grouped, 2, correction=0, keepdim=True)
+        normalized = ((grouped - mean) * (variance + self.eps).rsqrt()).view(x.shape)
+        if self.affine:
+            shape = (1, -1) + (1,) * (x.dim() - 2)
+            normalized = normalized * self.weight.view(shape) + self.bias.view(shape)
+        return normalized.to(x.dtype)
+
+
 def opened(model: nn.Module, vmapped: bool = False) -> nn.Module:
     """A copy of the network with the Open modules in place of PyTorch's (same names)."""
     model = without_counters(copy.deepcopy(model)).to("meta")
@@ -65,6 +80,8 @@ def opened(model: nn.Module, vmapped: bool = False) -> nn.Module:
             module.fused = False
         if type(module) is nn.Conv2d and not vmapped:  # vmap cannot look at tangents
             module.__class__ = OpenConv2d
+        if type(module) is nn.GroupNorm:
+            module.__class__ = OpenGroupNorm
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             path, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(path), leaf, OpenBatchNorm(module))
