@@ -98,4 +98,4 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("mean", "warned"), [(SMOOTH + 0.01, False), (SMOOTH - 0.01, True), (math.nan, True)])
 def test_who_is_warned(mean, warned):
     record = {"mean": mean, "interval": [mean, mean], "smooth": mean >= SMOOTH}
-    assert ("retraining badly" in smoothness_said(record, 0.05)) == warned
+    assert ("predict retraining badly" in smoothness_said(record, 0.05)) == warned

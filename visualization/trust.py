@@ -37,19 +37,23 @@ def _kind(setting: str) -> str:
 
 def threshold(smooth_L: np.ndarray, lds_L: np.ndarray) -> float:
     """The metasmoothness that parts points of a good LDS from others with the fewest errors (the middle of a gap)."""
-    order = np.argsort(smooth_L)
-    smooth_L, good_L = smooth_L[order], lds_L[order] > GOOD
-    errors = [int(good_L[:k].sum() + (~good_L[k:]).sum()) for k in range(len(good_L) + 1)]
-    k = int(np.argmin(errors))
-    ends = np.concatenate([[-1.0], smooth_L, [1.0]])
-    return float((ends[k] + ends[k + 1]) / 2)
+    values = np.unique(smooth_L)
+    middles = (values[:-1] + values[1:]) / 2
+    between = np.where(middles > values[:-1], middles, values[1:])  # of neighbouring floats there is no middle
+    places = np.array([values[0], *between, np.nextafter(values[-1], np.inf)])
+    return float(places[np.argmin([wrong_side(smooth_L, lds_L, at) for at in places])])
+
+
+def wrong_side(smooth_L: np.ndarray, lds_L: np.ndarray, at: float) -> int:
+    """How many points of a good LDS are below the threshold, and others not."""
+    return int(((smooth_L >= at) != (lds_L > GOOD)).sum())
 
 
 def together(lines: Sequence[dict[str, Any]]) -> str:
     """How metasmoothness and LDS go together, in a line."""
     smooth_L, lds_L, _ = points(lines)
     at = threshold(smooth_L, lds_L)
-    wrong = int((lds_L[smooth_L < at] > GOOD).sum() + (lds_L[smooth_L >= at] <= GOOD).sum())
+    wrong = wrong_side(smooth_L, lds_L, at)
     rank = stats.spearmanr(smooth_L, lds_L).statistic if len(lds_L) > 2 else float("nan")
     return (
         f"{len(lds_L)} points: rank correlation of metasmoothness and LDS of cascade {rank:.2f}; an LDS above {GOOD:g} "
