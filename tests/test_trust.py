@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import trust
+from benchmarks import removals, trust
 from visualization.trust import GOOD, plot_trust, threshold, together
 
 ROOT = Path(trust.__file__).parent.parent
@@ -66,3 +66,17 @@ def test_what_is_there_is_not_measured_again(tmp_path):
     assert (tmp_path / "trust.jsonl").read_text() == first
     line = json.loads(first.splitlines()[0])
     assert line["setting"] == "MLP" and -1 <= line["smoothness"]["0.01"] <= 1 and len(line["lds"]["0.05"]["if"]) == 3
+
+
+@pytest.mark.slow
+def test_the_tables_of_removals(tmp_path, capsys):
+    words = ["--runs", "2", "--out", str(tmp_path / "removals.json"), "--epochs", "2", "--max_train", "200",
+             "--num_workers", "4", "--audit_groups", "4", "--min_shard", "5"]  # fmt: skip
+    assert removals.main(words) == 0
+    record = json.loads((tmp_path / "removals.json").read_text())["runs"]
+    assert [run["seed"] for run in record] == [0, 1]
+    predicted = [record[0]["lowest"][str(share)]["cascade"]["predicted"] for share in removals.SHARES]
+    actual = [record[0]["lowest"][str(share)]["cascade"]["actual"] for share in removals.SHARES]
+    assert predicted[-1] > predicted[0] and actual[-1] > actual[0]  # what helps goes last
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("| 40%") for line in lines) == 2
