@@ -4,6 +4,7 @@
     python -m benchmarks.mislabel --bad_workers        2 bad workers of 16: where they come out in the node view
     python -m benchmarks.mislabel --lds                LDS of all methods at 1 and 5 % masked
     python -m benchmarks.mislabel --steps 1 4 8        pruning by cascade at once, and in 4 and 8 steps
+    python -m benchmarks.mislabel --folds 1 5 --clean  and by folds of the validation set, on labels as they are
 
 Further flags are those of main_pruned.py and change the setting (``--dataset_name``, ``--model``, ...).
 Tables are markdown; figures are means over seeds with 95 % t intervals, differences are paired by seed.
@@ -35,6 +36,8 @@ def main() -> int:
     own.add_argument("--bad_workers", action="store_true", help="bad workers instead of flipped labels")
     own.add_argument("--lds", action="store_true", help="LDS instead of flipped labels")
     own.add_argument("--steps", type=int, nargs="+", metavar="K", help="pruning in K steps instead of all methods")
+    own.add_argument("--folds", type=int, nargs="+", metavar="F", help="pruning by F folds instead of all methods")
+    own.add_argument("--clean", action="store_true", help="--steps and --folds: flip no labels")
     own.add_argument("--runs", type=int, default=5, help="seeds [5]")
     own.add_argument("--out", default="results/benchmarks/mislabel.json")
     options, rest = own.parse_known_args()
@@ -42,7 +45,9 @@ def main() -> int:
         defaults = ["--model", "mlp", "--epochs", "20", "--lr", "0.05", "--val_fraction", "0.4"]
         config = parse(PruningConfig, [*defaults, *rest], __doc__, varied=True)
         study = bad_workers if options.bad_workers else lds_table if options.lds else flipped_labels
-        study = functools.partial(in_steps, steps=options.steps) if options.steps else study
+        if options.steps or options.folds:
+            ways = [(K, F) for K in options.steps or [1] for F in options.folds or [1]]
+            study = functools.partial(in_ways, ways=ways, clean=options.clean)
         with tempfile.TemporaryDirectory() as folder:
             record = study(dataclasses.replace(config, results_dir=folder, quiet=True, plots=False), options.runs)
         write_json(options.out, {"settings": config.changing_results(), "runs": options.runs, **record})
@@ -97,33 +102,34 @@ def flipped_labels(config, runs: int) -> dict:
     return {"flipped": {m: {str(k): v for k, v in e.items()} for m, e in results.items()}}
 
 
-def in_steps(config, runs: int, steps: list[int]) -> dict:
-    """Pruning by ``cascade`` in so many steps: stage 2 minus stage 1, minus random, and minus the first of ``steps``,
-    in accuracy and in test loss."""
+def in_ways(config, runs: int, ways: list[tuple[int, int]], clean: bool) -> dict:
+    """Pruning by ``cascade`` in (steps, folds): stage 2 minus stage 1, minus random, and minus the first way, in
+    accuracy and in test loss."""
     from benchmarks.common import cell, table
     from training.pruning import run_stage2
 
-    config = dataclasses.replace(config, flip_labels=config.flip_labels or 0.1)
+    config = dataclasses.replace(config, flip_labels=0.0 if clean else config.flip_labels or 0.1)
+    named = {f"{K} steps, {F} folds": (K, F) for K, F in ways}
     figures: dict[str, list[dict]] = {}
     for stage1 in stages(config, runs):
         figures.setdefault("stage 1", []).append(stage1.summary)
         for ratio in RATIOS:
-            for name, method, K in (("random", "random", 1), *((f"{K} steps", "cascade", K) for K in steps)):
-                stage1.config = dataclasses.replace(stage1.config, prune_steps=K)
+            for name, (K, F) in {"random": (1, 1), **named}.items():
+                stage1.config = dataclasses.replace(stage1.config, prune_steps=K, val_folds=F)
+                method = "random" if name == "random" else "cascade"
                 figures.setdefault(f"{ratio}, {name}", []).append(run_stage2(stage1, method, ratio)[0])
-    rows = []
-    for name, of in figures.items():
-        if name == "stage 1":
-            continue
-        ratio, row = name.partition(",")[0], [name]
-        for other in ("stage 1", f"{ratio}, random", f"{ratio}, {steps[0]} steps"):
-            for key, scale, digits in (("test_accuracy", 100, 1), ("test_loss", 1, 3)):
-                paired = [a[key] - b[key] for a, b in zip(of, figures[other], strict=True)]
-                row.append("" if other == name else cell(paired, scale, digits))
-        rows.append(row)
-    others = ("stage 1", "random", f"{steps[0]} steps")
+    rows, first = [], next(iter(named))
+    for ratio in RATIOS:
+        for name in ("random", *named):
+            of, row = figures[f"{ratio}, {name}"], [f"{ratio}, {name}"]
+            for other in ("stage 1", f"{ratio}, random", f"{ratio}, {first}"):
+                for key, scale, digits in (("test_accuracy", 100, 1), ("test_loss", 1, 3)):
+                    paired = [a[key] - b[key] for a, b in zip(of, figures[other], strict=True)]
+                    row.append("" if other == row[0] else cell(paired, scale, digits))
+            rows.append(row)
+    others = ("stage 1", "random", first)
     table(["kept", *(f"minus {o}, {w}" for o in others for w in ("points", "test loss"))], rows)
-    return {"steps": {n: [{k: s[k] for k in ("test_accuracy", "test_loss")} for s in of] for n, of in figures.items()}}
+    return {"ways": {n: [{k: s[k] for k in ("test_accuracy", "test_loss")} for s in of] for n, of in figures.items()}}
 
 
 def bad_workers(config, runs: int) -> dict:

@@ -1,13 +1,13 @@
 """When can a score be trusted? Accuracy, metasmoothness and LDS of all methods, over networks and ways to train them.
 
-    python -m benchmarks.trust                               25 settings on the digits, two seeds each: hours
+    python -m benchmarks.trust                               30 settings on the digits, two seeds each: hours
     python -m benchmarks.trust --settings MLP CNN --seeds 1  some of them
     python -m benchmarks.trust --table                       what is there, as a table and as a picture
 
 Each line of the record is a setting and a seed: main_pruned.py --audit with 40 groups of 1 and of 5 % of the samples
-masked. Lines that are there are not made again. The picture puts the LDS of ``cascade`` against metasmoothness, and
-the line at the foot of the table says below what metasmoothness scores predict badly. Further flags are those of
-main_pruned.py and hold for every setting: give them a record of their own (--out).
+masked. Lines that are there, of the same flags, are not made again. The picture puts the LDS of ``cascade`` against
+metasmoothness, and the line at the foot of the table says below what metasmoothness scores predict badly. Further flags
+are those of main_pruned.py and hold for every setting.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, measure what is missing, print, draw."""
     register()
     from utils.errors import UsageError, refusal
+    from utils.records import MetricsLog
     from visualization.trust import plot_trust
 
     own = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,15 +80,16 @@ def main(argv: list[str] | None = None) -> int:
     asked, rest = own.parse_known_args(argv)
     try:
         path = Path(asked.out)
-        lines = read_lines(path)
+        log = MetricsLog(path)
+        there = log.read() if path.exists() else []
+        same = [line for line in there if line["flags"] == flags(line["setting"], rest)]
+        lines = {(line["setting"], line["seed"]): line for line in same}
         wanted = [(name, seed) for seed in range(asked.seeds) for name in asked.settings]
         for name, seed in () if asked.table else wanted:
             if (name, seed) not in lines:
                 print(f"{name}, seed {seed}", file=sys.stderr)
                 lines[name, seed] = measured(name, seed, rest)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("a") as file:
-                    file.write(json.dumps(lines[name, seed]) + "\n")
+                log.append({"round": len(there) + len(lines), **lines[name, seed]})
         shown = [lines[key] for key in sorted(wanted, key=lambda key: asked.settings.index(key[0])) if key in lines]
         if not shown:
             raise UsageError(f"{path} has none of these yet: leave out --table.")
@@ -110,17 +112,9 @@ def register() -> None:
         NETWORKS.setdefault(name, functools.partial(smooth_variant, **named))
 
 
-def read_lines(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """The lines that are there, by setting and seed; the last one may have been cut by a kill."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = {}
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        found[record["setting"], record["seed"]] = record
-    return found
+def flags(name: str, rest: list[str]) -> list[str]:
+    """What a setting is made of, but for its seed."""
+    return [*COMMON, *SETTINGS.get(name, ()), *rest]
 
 
 def measured(name: str, seed: int, rest: list[str]) -> dict[str, Any]:
@@ -130,8 +124,7 @@ def measured(name: str, seed: int, rest: list[str]) -> dict[str, Any]:
     from utils.parser import parse
     from utils.pruning_args import PruningConfig
 
-    flags = [*COMMON, *SETTINGS[name], *rest]
-    config = parse(PruningConfig, [*flags, "--seed", str(seed)], __doc__, varied=True)
+    config = parse(PruningConfig, [*flags(name, rest), "--seed", str(seed)], __doc__, varied=True)
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(config, results_dir=folder, quiet=True, plots=False, run_name="run")
         stage1 = open_stage1(dataclasses.replace(config, methods=METHODS))
@@ -140,7 +133,7 @@ def measured(name: str, seed: int, rest: list[str]) -> dict[str, Any]:
             start = time.perf_counter()
             stage1.scores(method)
             seconds[method] = time.perf_counter() - start
-        line = {"setting": name, "seed": seed, "flags": flags, "accuracy": stage1.summary["test_accuracy"],
+        line = {"setting": name, "seed": seed, "flags": flags(name, rest), "accuracy": stage1.summary["test_accuracy"],
                 "seconds": seconds, "smoothness": {}, "lds": {}}  # fmt: skip
         for fraction in FRACTIONS:
             stage1.config = dataclasses.replace(stage1.config, audit_fraction=fraction)
@@ -157,18 +150,21 @@ def print_table(lines: list[dict[str, Any]]) -> None:
 
     rows = []
     for name in dict.fromkeys(line["setting"] for line in lines):
-        of = [line for line in lines if line["setting"] == name]
-        mean = lambda get: sum(map(get, of)) / len(of)  # noqa: E731, B023
-        smooth = [f"{mean(lambda line, f=f: line['smoothness'][str(f)]):.2f}" for f in FRACTIONS]
+        mean = functools.partial(mean_of, [line for line in lines if line["setting"] == name])
+        smooth = " / ".join(mean(lambda line, f=f: line["smoothness"][f]) for f in map(str, FRACTIONS))
         pairs = [
-            " / ".join(f"{mean(lambda line, f=f, m=m: line['lds'][str(f)][m][0]):.2f}" for f in FRACTIONS)
-            for m in METHODS
+            " / ".join(mean(lambda line, f=f, m=m: line["lds"][f][m][0]) for f in map(str, FRACTIONS)) for m in METHODS
         ]
-        cost = mean(lambda line: line["seconds"]["cascade"] / line["seconds"]["training"])
-        rows.append([name, f"{mean(lambda line: line['accuracy']):.3f}", " / ".join(smooth), *pairs, f"{cost:.1f}"])
+        cost = mean(lambda line: line["seconds"]["cascade"] / line["seconds"]["training"], digits=1)
+        rows.append([name, mean(lambda line: line["accuracy"], digits=3), smooth, *pairs, cost])
     head = ["setting", "test accuracy", "metasmoothness, 1 / 5 %", *(f"LDS of {m}" for m in METHODS)]
     table([*head, "cost of cascade, trainings"], rows)
     print(together(lines))
+
+
+def mean_of(lines: list[dict[str, Any]], get: Callable[[dict[str, Any]], float], digits: int = 2) -> str:
+    """The mean of a figure over seeds, as the table has it."""
+    return f"{sum(map(get, lines)) / len(lines):.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ POINTS = st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=1, max
 def a_line(setting: str, seed: int, smooth: float, lds: float) -> dict:
     of = {method: [lds, lds - 0.1, min(1, lds + 0.1)] for method in trust.METHODS}
     seconds = dict.fromkeys(("training", *trust.METHODS), 1.0)
-    return {"setting": setting, "seed": seed, "accuracy": 0.9, "seconds": seconds,
+    return {"round": 1, "setting": setting, "seed": seed, "flags": trust.flags(setting, []), "accuracy": 0.9,
+            "seconds": seconds,
             "smoothness": {"0.01": smooth, "0.05": smooth}, "lds": {"0.01": of, "0.05": of}}  # fmt: skip
 
 

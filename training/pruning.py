@@ -26,7 +26,7 @@ from training.deal import with_workers
 from training.identity import check_identity
 from training.protocols import check_differentiable, load_protocol
 from training.run import check_packages, claim, clear, prepare, recorded_execution, run_folder
-from training.scores import keep_best, pruning_scores, scores_for
+from training.scores import folds_of, keep_best, pruning_scores, scores_for
 from training.trainer import train
 from training.trajectory import RecordedRun
 from utils.digest import digest_tensors
@@ -197,9 +197,12 @@ def manner(config: PruningConfig, method: str) -> dict[str, int]:
 
 
 def check_ratios(stage1: Stage1) -> None:
-    """Raises :class:`UsageError` where a share to keep would leave a worker with nothing: before anything is scored."""
+    """Raises :class:`UsageError` where a share to keep would leave a worker with nothing, or folds would be too small:
+    before anything is scored."""
     config, worker_n = stage1.config, stage1.run.worker_of_n.cpu()
     pruned = config.prunes_by not in (None, "noprune")
+    if pruned or config.sweep:
+        folds_of(stage1.run, 0, config.val_folds)
     for ratio in (*config.sweep, *([config.train_ratio] if pruned else [])):
         keep_best(torch.zeros(len(worker_n)), worker_n, ratio, config.prune_scope)
 

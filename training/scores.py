@@ -88,7 +88,7 @@ def scores_for(
 def folds_of(run: RecordedRun, f: int, F: int) -> Tensor:
     """Ids of the f-th of F parts of the validation set, at random but for the run's seed."""
     val_ids = run.job.val_ids
-    if len(val_ids) < 2 * F:
+    if F > 1 and len(val_ids) < 2 * F:
         raise UsageError(f"--val_folds {F}: {len(val_ids)} validation samples are too few, take {len(val_ids) // 2}.")
     order = permutations(torch.tensor([len(val_ids)]), run.job.config.seed, "validation folds", torch.tensor([[0]]))
     return val_ids[order[0]].tensor_split(F)[f]
