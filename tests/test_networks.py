@@ -206,7 +206,7 @@ def test_smooth_networks_have_the_curvature_that_their_gradients_show(name):
 
 
 def test_the_smooth_cnn_starts_with_signals_as_large_as_its_inputs():
-    """PyTorch's initialization lets them shrink: digits at lr 0.1 stayed at accuracy 0.38 for 20 epochs."""
+    """PyTorch's initialization lets them shrink: the digits reached an accuracy of 0.38 at lr 0.1."""
     inputs = torch.randn(512, 1, 16, 16, generator=torch.manual_seed(0))
     sizes = {}
     for gain in (0.0, 1.3):

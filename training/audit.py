@@ -15,11 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.cluster import completed
 from training.groups import audit_groups
 from training.kept import Kept
 from training.pruning import Stage1
-from training.recipe import Recipe
 from training.retrain import fleet_size, masks_without, retrain
 from training.smoothness import smoothness_of, smoothness_said
 from utils.awaited import each
@@ -40,19 +38,20 @@ def actual_changes(stage1: Stage1, groups_Mg: Tensor) -> tuple[np.ndarray, float
     removed = [[], *groups_Mg.tolist()]
     settings = {"rounds": rounds, "target": config.target, "groups": digest_tensors({"groups": groups_Mg})}
     kept = Kept(stage1, "retrainings", settings)
-    fleets = torch.arange(len(removed)).split(fleet_size(job, len(removed), config.memory_gb * 1e9))
-    fleets = [fleet.tolist() for fleet in fleets if not kept.values.keys() >= set(fleet.tolist())]
-    what = {"rounds": rounds, "target": config.target}
-    recipes = [Recipe.of("retrainings", job, {**what, "removed": [removed[i] for i in fleet]}) for fleet in fleets]
+    parts = torch.arange(len(removed)).split(fleet_size(job, len(removed), config.memory_gb * 1e9))
+    fleets = kept.missing([part.tolist() for part in parts])
     count = len(removed) - len(kept.values)
+
+    def work(fleet: list[int]) -> dict[str, Any]:
+        return {"rounds": rounds, "target": config.target, "removed": [removed[i] for i in fleet]}
+
     with bar(len(fleets) * rounds, f"audit: {count} retrainings", "round", config.quiet) as ticks:
-        for f, values in completed(config.cluster, recipes, stage1.folder / "jobs" / kept.path.stem):
-            kept.add(fleets[f], [float(value) for value in values])
-            ticks.update(rounds)
-        for fleet in fleets:  # what was done nowhere else is done here
-            if missing := [i for i in fleet if i not in kept.values]:
-                masks_Mn = masks_without(job.sample_weights_n, [removed[i] for i in missing])
-                kept.add(missing, retrain(job, rounds, masks_Mn, config.target, ticks.update).tolist())
+
+        def here(fleet: list[int]) -> list[float]:
+            masks_Mn = masks_without(job.sample_weights_n, [removed[i] for i in fleet])
+            return retrain(job, rounds, masks_Mn, config.target, ticks.update).tolist()
+
+        kept.make("retrainings", fleets, work, here, lambda _: ticks.update(rounds))
     values = np.array([kept.values[i] for i in range(len(removed))])
     return values[1:] - values[0], float(values[0])
 

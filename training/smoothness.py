@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from training.build import Job
-from training.cluster import completed
 from training.groups import audit_groups
 from training.kept import Kept
 from training.pruning import Stage1
-from training.recipe import Recipe
 from training.retrain import asks, fleet_size, for_json, masks_without, trained
 from utils.digest import digest_tensors
 from utils.errors import UsageError
@@ -56,16 +54,19 @@ def smoothness_of(stage1: Stage1, groups_Mg: Tensor) -> dict[str, Any]:
     kept = Kept(stage1, "smoothness", {"rounds": rounds, "groups": digest_tensors({"groups": groups_Mg[:DIRECTIONS]})})
     room = fleet_size(job, 1 + 2 * len(removed), config.memory_gb * 1e9)
     parts = [part.tolist() for part in torch.arange(len(removed)).split(max(1, (room - 1) // 2))]
-    parts = [part for part in parts if not kept.values.keys() >= set(part)]
-    works = [{"rounds": rounds, "removed": [removed[i] for i in part], "side_by_side": room} for part in parts]
-    trainings = sum(-(-(1 + 2 * len(part)) // room) for part in parts)
-    with bar(trainings * rounds, "metasmoothness", "round", config.quiet) as ticks:
-        recipes = [Recipe.of("smoothness", job, work) for work in works]
-        for p, values in completed(config.cluster, recipes, stage1.folder / "jobs" / kept.path.stem):
-            kept.add(parts[p], [float(value) for value in values])
-        for part, work in zip(parts, works, strict=True):  # what was done nowhere else is done here
-            if not kept.values.keys() >= set(part):
-                kept.add(part, directions(job, **work, progress=ticks.update))
+    parts = kept.missing(parts)
+
+    def work(part: list[int]) -> dict[str, Any]:
+        return {"rounds": rounds, "removed": [removed[i] for i in part], "side_by_side": room}
+
+    def ticks_of(part: list[int]) -> int:
+        return rounds * -(-(1 + 2 * len(part)) // room)
+
+    with bar(sum(map(ticks_of, parts)), "metasmoothness", "round", config.quiet) as ticks:
+        kept.make(
+            "smoothness", parts, work, lambda part: directions(job, **work(part), progress=ticks.update),
+            lambda part: ticks.update(ticks_of(part)),
+        )
     values = [kept.values[i] for i in range(len(removed))]
     mean, low, high = mean_interval(values)
     return {"mean": mean, "interval": [low, high], "values": values, "smooth": mean >= SMOOTH}
