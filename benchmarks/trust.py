@@ -44,6 +44,16 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "MLP, lr 0.5": ("--model", "mlp", "--lr", "0.5"),
     "MLP, 80 epochs": ("--model", "mlp", "--epochs", "80"),
     "MLP, no momentum": ("--model", "mlp", "--momentum", "0"),
+    "MLP, no momentum, lr 0.1": ("--model", "mlp", "--momentum", "0", "--lr", "0.1"),
+    "MLP, no momentum, lr 0.2": ("--model", "mlp", "--momentum", "0", "--lr", "0.2"),
+    "MLP, no momentum, lr 0.5": ("--model", "mlp", "--momentum", "0", "--lr", "0.5"),
+    "MLP, no momentum, 80 epochs": ("--model", "mlp", "--momentum", "0", "--epochs", "80"),
+    "MLP, lr 0.005": ("--model", "mlp", "--lr", "0.005"),
+    "MLP, lr 0.01": ("--model", "mlp", "--lr", "0.01"),
+    "MLP, lr 0.02": ("--model", "mlp", "--lr", "0.02"),
+    "MLP, 6 workers on a torus, 6 epochs, momentum 0.5": (
+        "--model", "mlp", "--num_workers", "6", "--mode", "grid", "--epochs", "6", "--momentum", "0.5",
+    ),
     "MLP, everyone with everyone": ("--model", "mlp", "--mode", "all"),
     "MLP, exponential graph": ("--model", "mlp", "--mode", "exponential"),
     "MLP, alone": ("--model", "mlp", "--protocol", "local"),
@@ -121,6 +131,8 @@ def measured(name: str, seed: int, rest: list[str]) -> dict[str, Any]:
     """A line of the record."""
     from training.audit import audit
     from training.pruning import open_stage1
+    from utils.influence.last_layer import optimality
+    from utils.influence.targets import node_weights
     from utils.parser import parse
     from utils.pruning_args import PruningConfig
 
@@ -133,8 +145,10 @@ def measured(name: str, seed: int, rest: list[str]) -> dict[str, Any]:
             start = time.perf_counter()
             stage1.scores(method)
             seconds[method] = time.perf_counter() - start
+        weights_N = node_weights(config.num_workers, config.target)
+        optimum = optimality(stage1.run, stage1.run.last_layer(weights_N))
         line = {"setting": name, "seed": seed, "flags": flags(name, rest), "accuracy": stage1.summary["test_accuracy"],
-                "seconds": seconds, "smoothness": {}, "lds": {}}  # fmt: skip
+                "gradient_ratio": optimum, "seconds": seconds, "smoothness": {}, "lds": {}}  # fmt: skip
         for fraction in FRACTIONS:
             stage1.config = dataclasses.replace(stage1.config, audit_fraction=fraction)
             record = audit(stage1)

@@ -20,8 +20,12 @@ from torch import Tensor, nn
 
 from benchmarks.influence_if_part import FrozenNetwork, features_of, fit_head
 from networks import head, load_model
+from training.pruning import open_stage1
 from utils.errors import UsageError
 from utils.influence.last_layer import last_layer_influence, pairwise_influence
+from utils.influence.optimum import gradient_ratio
+from utils.parser import parse
+from utils.pruning_args import PruningConfig
 
 
 def problem(n=40, v=15, F=5, C=3, bias=True, seed=0) -> tuple[nn.Linear, Tensor, Tensor, Tensor, Tensor]:
@@ -243,3 +247,54 @@ def test_bad_input_is_named():
     nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
     error("train the model first", *good)
     assert last_layer_influence(*good, regularization=1.0).isfinite().all()
+
+
+def residuals_of(layer: nn.Linear, features_nF: Tensor, labels_n: Tensor) -> Tensor:
+    return layer(features_nF).softmax(1).detach() - nn.functional.one_hot(labels_n, layer.out_features)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_gradient_ratio_is_what_autograd_says(bias):
+    layer, features_nF, labels_n, *_ = problem(bias=bias)
+    decay, parameters = 0.03, list(layer.parameters())
+    each = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)])
+        for loss in nn.functional.cross_entropy(layer(features_nF), labels_n, reduction="none").split(1)
+    ]
+    mean = torch.stack(each).mean(0) + decay * torch.cat([p.detach().flatten() for p in parameters])
+    expected = mean.norm() / torch.stack(each).norm(dim=1).square().mean().sqrt()
+    found = gradient_ratio(layer, features_nF, residuals_of(layer, features_nF, labels_n), decay)
+    assert found == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_the_gradient_ratio_is_zero_at_an_optimum_and_one_where_all_agree():
+    layer, features_nF, labels_n, *_ = problem(n=60)
+    decay = 0.1
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=500, tolerance_grad=1e-12, tolerance_change=0)
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        size = sum(p.square().sum() for p in layer.parameters())
+        loss = nn.functional.cross_entropy(layer(features_nF), labels_n) + decay / 2 * size
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    assert gradient_ratio(layer, features_nF, residuals_of(layer, features_nF, labels_n), decay) < 1e-8
+    alike_nF, same_n = features_nF[:1].repeat(9, 1), labels_n[:1].repeat(9)
+    assert gradient_ratio(layer, alike_nF, residuals_of(layer, alike_nF, same_n)) == pytest.approx(1)
+    assert gradient_ratio(layer, alike_nF, torch.zeros(9, 3)) == 0  # every sample fits: nothing pulls
+
+
+def test_if_warns_where_the_last_layer_is_far_from_its_optimum(tmp_path):
+    """The same training, ten times as long, is near it."""
+    words = "--model mlp --lr 0.05 --val_fraction 0.3 --max_train 500 --pruning_algorithm if".split()
+    short, long = (
+        parse(PruningConfig, [*words, "--epochs", e, "--results_dir", str(tmp_path / e), "--quiet"], "", varied=True)
+        for e in ("2", "30")
+    )
+    with pytest.warns(UserWarning, match="at its optimum"):
+        open_stage1(short).scores("if")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_stage1(long).scores("if")

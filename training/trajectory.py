@@ -273,8 +273,7 @@ class RecordedRun:
         (train_mF, train_mC, targets_m), (val_vF, val_vC, targets_v) = of(self.job.train_ids), of(self.val_ids)
         hook.remove()
         train_mC, val_vC = train_mC.double(), val_vC.double()
-        layer = LastLayer(head(model), train_mF, targets_m, val_vF, targets_v, task.curvatures(train_mC, targets_m))
-        if layer.train_curvatures is not None:
-            layer.train_residuals = task.residuals(train_mC, targets_m)
-            layer.val_residuals = task.residuals(val_vC, targets_v)
-        return layer
+        return LastLayer(
+            head(model), train_mF, targets_m, val_vF, targets_v, task.curvatures(train_mC, targets_m),
+            task.residuals(train_mC, targets_m), task.residuals(val_vC, targets_v),
+        )  # fmt: skip

@@ -46,8 +46,9 @@ from torch import Tensor, nn
 from utils.errors import UsageError
 from utils.influence.independent_outputs import independent_influence
 from utils.influence.method import Method, Options
+from utils.influence.optimum import FAR, gradient_ratio
 from utils.influence.targets import node_weights
-from utils.influence.trajectory import Trajectory
+from utils.influence.trajectory import LastLayer, Trajectory
 from utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -261,8 +262,20 @@ def score(trajectory: Trajectory, options: Options, progress: Progress) -> Tenso
             layer.val_residuals,
         )  # fmt: skip
     scores_n[ids_n] = found_n.cpu()
+    if (ratio := optimality(trajectory, layer)) >= FAR:
+        warnings.warn(
+            f"'if' assumes a last layer at its optimum, and this one is not there: the mean gradient is {ratio:.2f} of "
+            f"the samples' own. From {FAR:g} on its scores foretold retraining badly: train longer, let workers "
+            "average more often, or take 'cascade' (docs/trust.md)",
+            stacklevel=2,
+        )
     progress(1)
     return scores_n
+
+
+def optimality(trajectory: Trajectory, layer: LastLayer) -> float:
+    """:func:`utils.influence.optimum.gradient_ratio` of the layer, on the samples that it was trained on."""
+    return gradient_ratio(layer.head, layer.train_features, layer.train_residuals, trajectory.weight_decay)
 
 
 METHOD = Method(score, ("target",))

@@ -62,8 +62,8 @@ class StepAdjoint:
 @dataclass
 class LastLayer:
     """The last linear layer of a model: the inputs [m, F] of training and [v, F] of validation samples (training ones
-    ascending), their targets, and the derivatives of their losses with respect to its outputs, the second [m, C] and
-    the first [m, C], [v, C] (None where outputs depend on each other)."""
+    ascending), their targets, and the derivatives of their losses with respect to its outputs: the first [m, C], [v, C]
+    and the second [m, C] (None where outputs depend on each other)."""
 
     head: nn.Linear
     train_features: Tensor
@@ -71,8 +71,8 @@ class LastLayer:
     val_features: Tensor
     val_targets: Tensor
     train_curvatures: Tensor | None
-    train_residuals: Tensor | None = None
-    val_residuals: Tensor | None = None
+    train_residuals: Tensor
+    val_residuals: Tensor
 
 
 @dataclass
