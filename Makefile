@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: demo example-air example-defects example-speech homogeneous ledger privacy test test-all test-federated test-slurm test-anvil test-split lint federated clean
+.PHONY: demo example-air example-defects example-speech homogeneous ledger privacy test test-all test-federated test-slurm test-anvil test-split test-report lint federated clean
 
 $(VENV)/core: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,7 +16,7 @@ $(VENV)/dev: $(VENV)/core requirements-dev.txt
 
 demo: $(VENV)/core  ## train 8 workers on the embedded digits, leave plots
 	$(RUN) main.py --run_name demo --overwrite
-	@echo "plots: results/demo/stage1/plots/"
+	@echo "open results/demo/report.html in a browser"
 
 example-air: $(VENV)/core  ## PM10 at 69 stations: gossip, a server, each alone, all data in one place, and influence
 	$(RUN) examples/air/compare.py
@@ -55,7 +55,7 @@ test: $(VENV)/dev  ## the fast tests, one process a core
 	$(RUN) -m pytest -n auto --dist worksteal
 
 test-all: $(VENV)/dev $(VENV)/homogeneous $(VENV)/ledger $(VENV)/privacy  ## the slow tests too, and those of rooms with packages of their own
-	$(RUN) -m pytest -n auto --dist worksteal -m "not deployment and not slurm and not anvil and not mesh"
+	$(RUN) -m pytest -n auto --dist worksteal -m "not deployment and not slurm and not anvil and not mesh and not browser"
 
 $(VENV)/slurm: $(VENV)/core requirements-slurm.txt
 	$(VENV)/bin/pip install --quiet -r requirements-slurm.txt -c constraints.txt
@@ -75,6 +75,13 @@ test-anvil: $(VENV)/dev $(VENV)/ledger $(ANVIL)/anvil  ## the contracts' tests o
 
 test-split: $(VENV)/dev  ## meshes of pipelines, and stages that are killed, stopped and restarted; five minutes
 	$(RUN) -m pytest tests/test_split.py -n auto -m mesh
+
+$(VENV)/browser: $(VENV)/dev requirements-browser.txt
+	$(VENV)/bin/pip install --quiet -r requirements-browser.txt -c constraints.txt
+	@touch $@
+
+test-report: $(VENV)/browser  ## reports in headless Chromium, which must be installed (Debian: apt install chromium); a minute
+	$(RUN) -m pytest tests/test_report_browser.py -m browser -rs
 
 test-federated: $(VENV)/dev $(VENV)-federated/done  ## the Flower deployment on loopback, about five minutes
 	$(RUN) -m pytest tests/test_federated.py -m deployment

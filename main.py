@@ -81,16 +81,20 @@ def report(config: Config, summary: dict[str, Any], folder: Path) -> None:
     )
     if "privacy" in summary:
         print(in_words(summary["privacy"]))
+    if config.plots:
+        print(f"report: {folder / 'report.html'}")
 
 
 def draw(run_dirs: list[Path], folder: Path) -> None:
-    """The plots of each run, and one of all seeds."""
+    """The plots of each run, one of all seeds, and the report."""
     from visualization.plot_utils import plot_run, plot_seeds
+    from visualization.report import write_report
 
     for run_dir in run_dirs:
         plot_run(run_dir)
     if len(run_dirs) > 1:
         plot_seeds(run_dirs, folder / "seeds.png")
+    write_report(folder)
 
 
 if __name__ == "__main__":

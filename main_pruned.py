@@ -98,30 +98,26 @@ def run(config: PruningConfig) -> dict[str, Any]:
             node_view(stage1, method)
         print(comparison_said(record, stage1.folder))
     if config.plots:
+        from visualization.report import write_report
+
         draw(stage1, results, method, run_dir)
+        print(f"report: {write_report(stage1.folder, stage1.run_dir)}")
     return results
 
 
 def summarize(folder: Path, results: list[dict[str, Any]], plots: bool) -> None:
     """What several seeds have in common, in the folder above them."""
     from training.across_seeds import SUMMARIES
-    from training.comparison import comparison_name
-    from training.pruning import stage2_dir
 
     there = [name for name in SUMMARIES if all(name in one for one in results)]
     for name in there:
         print(SUMMARIES[name](folder, [one[name] for one in results]))
-    if not plots:
-        return
-    from visualization.influence_plots import plot_all_comparisons, plot_comparison, plot_sweep
+    if plots:
+        from visualization.plot_utils import plot_folder
+        from visualization.report import write_report
 
-    if "sweep" in there:
-        plot_sweep(folder, folder / "sweep.png")
-    if "comparison" in there:
-        record = results[0]["comparison"]
-        run_dir = stage2_dir(folder, *(record[key] for key in ("algorithm", "ratio", "steps", "folds")))
-        plot_comparison(folder / f"{comparison_name(run_dir)}.json")
-        plot_all_comparisons(folder)
+        plot_folder(folder)
+        print(f"report: {write_report(folder)}")
 
 
 def draw(stage1: Stage1, results: dict[str, Any], method: str | None, run_dir: Path | None) -> None:

@@ -58,8 +58,10 @@ def train(grid: Grid, context: Context, config: Config) -> None:
     summary = trainer.train()
     if config.plots:
         from visualization.plot_utils import plot_run
+        from visualization.report import write_report
 
         plot_run(run_dir)
+        write_report(run_dir)
     metric = metric_of(summary)
     said = f"test {metric['name']} {shown(figure_of(summary), metric)} after {summary['rounds']} rounds"
     print(f"{said}; {run_dir.resolve()}")

@@ -111,9 +111,11 @@ def run(config: WalkConfig, folder: Path) -> dict[str, Any]:
         print(f"\non {config.partitions} other partitions of the data, which nobody has learned from, two walks each:")
         print(printed(result["other_partitions"]))
     if config.plots:
+        from visualization.report import write_report
         from visualization.walks import plot_walks
 
         plot_walks(folder)
+        print(f"report: {write_report(folder)}")
     return result
 
 

@@ -81,9 +81,11 @@ def run(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     if summary:
         print(f"\n{table_over_seeds(summary, config.seeds)}")
     if config.plots:
+        from visualization.report import write_report
         from visualization.valuation import plot_seeds
 
         plot_seeds(folder)
+        print(f"report: {write_report(folder)}")
     return summary
 
 
@@ -251,6 +253,7 @@ def draw(study: Study, folder: Path) -> None:
     """The pictures."""
     from training.scores import sheet_of
     from visualization.influence_plots import plot_contact_sheet
+    from visualization.report import write_report
     from visualization.valuation import plot_valuation
 
     plot_valuation(folder)
@@ -258,6 +261,7 @@ def draw(study: Study, folder: Path) -> None:
         what = sheet_of(study.job, study.samples["ddval"].numpy())
         flipped = set(study.job.corruption.get("flipped", [])) or None
         plot_contact_sheet(*what, folder / "plots" / "samples.png", flipped, "ddval", study.job.dataset.sources)
+    print(f"report: {write_report(folder)}")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def load_rows(run: PathLike, method: str | None = None) -> list[Row]:
     inside = len(ids_m) == 0 or (ids_m.min() >= 0 and ids_m.max() < len(labels_n))
     if not inside or not np.array_equal(worker_n[ids_m], record["worker"]):
         raise UsageError(f"{path} is of other samples than {stage}; {_how_to_score(stage, method or 'cascade')}")
-    sources, owners = read_sources(stage), _owners(stage, int(record["worker"].max(initial=0)) + 1)
+    sources, owners = read_sources(stage), owners_of(stage, int(record["worker"].max(initial=0)) + 1)
     if sources is not None and len(sources) not in (1, len(labels_n)):  # 1: an empty file, the data set does not say
         raise damaged(stage / "sources.txt", f"it has {len(sources)} lines for {len(labels_n)} samples")
     if sources is None or len(sources) < len(labels_n):
@@ -153,7 +153,7 @@ def _stage(run: PathLike) -> Path:
     raise no_run(run)
 
 
-def _owners(stage: Path, workers: int) -> list[str]:
+def owners_of(stage: Path, workers: int) -> list[str]:
     """What each worker is called: its number, and whose data it has where config.json says so."""
     path = stage / "config.json"
     record = Record(path, read_json(path)) if path.is_file() else None

@@ -1,0 +1,119 @@
+"""The first sentences of a report: what was trained, how well, which data helped, and whether to believe it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from utils.records import pruned_by
+from visualization.measures import Measure
+from visualization.report.parts import Text
+
+GOOD_LDS, FAIR_LDS = 0.8, 0.5  # from which on scores foretell retraining well, and in part
+
+
+def trained(config: dict[str, Any], size: int | None, summary: dict[str, Any], workers: int) -> Text:
+    """What was trained, on how many samples of what, by whom."""
+    samples = f"{size:,} samples of " if size else ""
+    who = f"{workers} worker{'s' * (workers != 1)}"
+    how = ", ".join(filter(None, (config.get("protocol"), config.get("mode") and f"graph: {config['mode']}")))
+    length = f", {summary['epochs']:g} epochs in {summary['rounds']:,} rounds" if summary else ""
+    model = config.get("model", "a network")
+    return Text(f"{who} trained {model} on {samples}{config.get('dataset_name', 'their data')} ({how}){length}.")
+
+
+def result_says(
+    metric: Measure, summary: dict[str, Any], figures: dict[str, Any], interval: tuple[float, float] | None
+) -> Text:
+    """How good the run's model is on test samples."""
+    value = figures.get(f"test_{metric.name}") if summary else None
+    if not summary:
+        return Text("The run has not ended: the curves show how far it is.", "unknown")
+    if value is None or not np.isfinite(value):
+        return Text("The figure of the test set is not finite: the training diverged.", "bad")
+    ends = f" [{metric.text(interval[0])}, {metric.text(interval[1])}]" if interval else ""
+    said = f"Test {metric.words} of the consensus model: {metric.text(value)}{ends}{metric.units}"
+    said += ", 95 % interval over the test samples, of one seed" if interval else ""
+    worker_N = figures.get(f"worker_test_{metric.name}")
+    if worker_N is not None and np.isfinite(worker_N).any() and len(worker_N) > 1:
+        low, high = np.nanmin(worker_N), np.nanmax(worker_N)
+        said += f"; the workers' own models: {metric.text(low)} to {metric.text(high)}"
+    return Text(f"{said}.", "good")
+
+
+def pruning_says(comparisons: Sequence[dict[str, Any]]) -> list[Text]:
+    """What each pruning was worth."""
+    said = []
+    for record in comparisons:
+        if not record["verdict"]:
+            continue
+        over = record["over_random"] if record["over_random"] is not None else record["over_stage1"]
+        better = record["metric"].higher_is_better
+        kind = "unknown"
+        if over is not None and np.isfinite(over[1]) and (over[1] > 0 or over[2] < 0):
+            kind = "good" if (over[1] > 0) == better else "bad"
+        text = f"{100 * record['ratio']:.4g} % kept by {pruned_by(record)}: {record['verdict']}."
+        said.append(Text(text.replace(" -", " −").replace("[-", "[−").replace("(-", "(−"), kind))
+    return said
+
+
+def data_says(views: dict[str, dict[str, Any]], owners: Sequence[str], made_bad: dict[str, Any]) -> list[Text]:
+    """Whose data helped most and least, by each method that was looked at by node; and what was made bad on purpose."""
+    bad, flipped = made_bad["bad_workers"], len(made_bad["flipped"])
+    said = [Text(f"{flipped:,} training labels were flipped on purpose.", "note")] if flipped else []
+    for name, view in views.items():
+        influence_N = view["worker_influence"]
+        if len(influence_N) != len(owners) or len(owners) < 2 or not np.isfinite(influence_N).all():
+            continue
+        best, worst = int(influence_N.argmax()), int(influence_N.argmin())
+        text = f"By {name} the data of worker {owners[best]} helped most, those of worker {owners[worst]} "
+        text += "did harm" if influence_N[worst] < 0 else "least"
+        if bad:
+            lowest = set(np.argsort(influence_N)[: len(bad)].tolist())
+            found = len(lowest & set(bad))
+            text += f"; of {len(bad)} workers whose data were made bad {found} are the lowest"
+        said.append(Text(f"{text}."))
+    return said
+
+
+def audit_says(audit: dict[str, Any] | None, record: dict[str, Any], has_scores: bool) -> Text:
+    """Whether scores may be believed."""
+    if audit is None:
+        if not has_scores:
+            return Text("No scores were computed: which samples helped is not known.", "note")
+        return Text("These scores were not held against retraining: add --audit before you believe them.", "unknown")
+    parts, best = [], -1.0
+    for name, method in sorted(audit["methods"].items(), key=lambda item: -np.nan_to_num(item[1]["lds"], nan=-2)):
+        if name == "random" or not np.isfinite(method["lds"]):
+            continue
+        low, high = method["interval"] or (np.nan, np.nan)
+        ends = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
+        parts.append(f"{name} {_foretells(method['lds'], low)} (LDS {method['lds']:.2f}{ends})".replace("-", "−"))
+        best = max(best, method["lds"])
+    if not parts:
+        return Text("The audit has no rank correlation: nothing changed when samples were left out.", "unknown")
+    count, fraction = len(audit["actual"]), 100 * audit["fraction"]
+    said = f"Held against {count} retrainings without {fraction:.3g}% of the samples: {'; '.join(parts)}."
+    return Text(said, "good" if best >= GOOD_LDS else "unknown" if best >= FAIR_LDS else "bad")
+
+
+def _foretells(lds: float, low: float) -> str:
+    if np.isfinite(low) and low <= 0:
+        return "cannot be told from chance"
+    return f"foretells it {'well' if lds >= GOOD_LDS else 'in part' if lds >= FAIR_LDS else 'badly'}"
+
+
+def smoothness_says(found: dict[str, Any] | None) -> list[Text]:
+    """How straight the way from weights to models is, where it was measured."""
+    if not found or found.get("mean") is None:
+        return []
+    low, high = found.get("interval") or (None, None)
+    ends = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
+    text = f"Metasmoothness {found['mean']:.2f}{ends}".replace("-", "−")
+    if found.get("smooth"):
+        return [Text(f"{text}: smooth enough for scores to be meaningful.")]
+    return [Text(f"{text}: the training is so rough that scores foretell little.", "bad")]
+
+
