@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.files import read_bytes
 from utils.records import PathLike, write_atomically
 
 MOST_BYTES = 2_900_000  # of a whole report, in characters; browsers on phones take that
@@ -79,7 +78,7 @@ class Picture:
     @property
     def source(self) -> str:
         """The file as a data URL."""
-        return f"data:image/png;base64,{base64.b64encode(read_bytes(self.path, limit=math.inf)).decode()}"
+        return f"data:image/png;base64,{base64.b64encode(self.path.read_bytes()).decode()}"
 
 
 @dataclass(frozen=True)
