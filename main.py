@@ -56,7 +56,9 @@ def main(argv: list[str] | None = None) -> int:
             summary, run_dirs = train_seeds(config)
             distributed.leave()
             if lead and config.plots:
-                draw(run_dirs, folder)
+                from visualization.report import draw_run
+
+                draw_run(run_dirs, folder)
         if lead:
             report(config, summary, folder)
     except (UsageError, OSError) as error:  # OSError: a path that cannot be used
@@ -83,18 +85,6 @@ def report(config: Config, summary: dict[str, Any], folder: Path) -> None:
         print(in_words(summary["privacy"]))
     if config.plots:
         print(f"report: {folder / 'report.html'}")
-
-
-def draw(run_dirs: list[Path], folder: Path) -> None:
-    """The plots of each run, one of all seeds, and the report."""
-    from visualization.plot_utils import plot_run, plot_seeds
-    from visualization.report import write_report
-
-    for run_dir in run_dirs:
-        plot_run(run_dir)
-    if len(run_dirs) > 1:
-        plot_seeds(run_dirs, folder / "seeds.png")
-    write_report(folder)
 
 
 if __name__ == "__main__":

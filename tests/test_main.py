@@ -335,7 +335,7 @@ def interrupt(*_, **__):
         ("training.trainer.Trainer.finish", "--resume", "the same command goes on with .* round 6"),
         ("training.trainer.Trainer.finish", "--overwrite", "with --resume instead of --overwrite goes on .* round 6"),
         ("training.trainer.Trainer.finish", "--seeds 2", "goes on with .*run/seed-0/stage1 from .* round 6"),
-        ("main.draw", "--plots", "had ended and is kept: the same command with --resume"),
+        ("visualization.report.draw_run", "--plots", "had ended and is kept: the same command with --resume"),
     ],
 )
 def test_an_interrupt_says_what_is_there(where, words, what, tmp_path, capsys, monkeypatch):

@@ -12,7 +12,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,18 +44,18 @@ def completed(cluster: str | None, recipes: Sequence[Recipe], folder: Path) -> I
         return
     if cluster == "recipes":
         hand_out([recipes[i] for i in others], folder)
-    for k, text in _texts(cluster, [json.dumps(recipes[i].to_json()) for i in others]):
+    for k, text in texts(cluster, [json.dumps(recipes[i].to_json()) for i in others]):
         yield others[k], recipes[others[k]].value_of(text, f"what came from --cluster {cluster}")
 
 
-def _texts(cluster: str, tasks: list[str]) -> Iterator[tuple[int, str]]:
-    """(k, ``done(tasks[k])``) as they end. A task whose worker is killed starts again on another one."""
+def texts(cluster: str, tasks: list[str], work: Callable[[str], str] = done) -> Iterator[tuple[int, str]]:
+    """(k, ``work(tasks[k])``) as they end. A task whose worker is killed starts again on another one."""
     from dask.distributed import CancelledError, KilledWorker, as_completed
     from distributed.comm import CommClosedError
 
     problem = None
     with connected(cluster) as client:
-        index = {client.submit(done, task, retries=RETRIES, pure=False): k for k, task in enumerate(tasks)}
+        index = {client.submit(work, task, retries=RETRIES, pure=False): k for k, task in enumerate(tasks)}
         for future in as_completed(list(index)):
             try:
                 result = future.result()

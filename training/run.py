@@ -39,8 +39,8 @@ NAMED = ("dataset_name", "model", "protocol", "mode", "num_workers", "dirichlet"
          "shards_per_worker", "seed")  # fmt: skip
 LONGEST_NAME = 100
 DERIVED = ("audit.*", "retrainings-*.json", "smoothness-*.json", "sweep.*", "comparison*", "node_view_*", "edges.png",
-           "scores_*.png", "extremes_*.png")  # fmt: skip
-OVER_SEEDS = ("audit.json", "sweep.*", "comparison*.json", "summary.json", "seeds.png")  # above the folders of seeds
+           "scores_*.png", "extremes_*.png", "report.html")  # fmt: skip
+OVER_SEEDS = ("audit.json", "sweep.*", "comparison*.json", "summary.json", "seeds.png", "report.html")  # above seeds
 
 
 def run_name(config: Config) -> str:

@@ -32,6 +32,11 @@ OBSERVERS = {  # a subclass of training.observers.Observer, of a room above trai
     "ledger": "ledger.observer:LedgerObserver",
 }
 
+PICTURES = {  # what a command of training draws when it has ended; its room is above training
+    "run": "visualization.report:draw_run",
+    "grid": "visualization.grid:sum_up",
+}
+
 TASKS = {  # a subclass of data.task.Task
     "classification": "data.classification:Classification",
     "multilabel": "data.multilabel:Multilabel",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,17 @@ from visualization.run_folders import no_run, seeds_of, stages_of
 
 if TYPE_CHECKING:
     from visualization.report.parts import Report
+
+
+def draw_run(run_dirs: Sequence[PathLike], folder: PathLike) -> Path:
+    """The plots of each run (a seed each), one of all seeds, and the report, whose path is returned."""
+    from visualization.plot_utils import plot_run, plot_seeds
+
+    for run_dir in run_dirs:
+        plot_run(run_dir)
+    if len(run_dirs) > 1:
+        plot_seeds(run_dirs, Path(folder, "seeds.png"))
+    return write_report(folder)
 
 
 def write_report(folder: PathLike, stage1: PathLike | None = None) -> Path:
