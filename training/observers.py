@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from training.protocols import Round
+from utils.args import Config
+from utils.errors import check_installed
 from utils.progress import bar
 from utils.records import MetricsLog
 from utils.registry import OBSERVERS, load
@@ -68,23 +70,6 @@ class Bar(Observer):
         self._ticks.close()
 
 
-class TensorBoard(Observer):
-    """TensorBoard events of every figure of metrics.jsonl that is a number."""
-
-    def begin(self, trainer: Trainer) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._events = SummaryWriter(trainer.run_dir / "tensorboard")
-
-    def evaluation(self, line: dict[str, Any]) -> None:
-        for name, value in line.items():
-            if isinstance(value, float):
-                self._events.add_scalar(name, value, line["round"])
-
-    def close(self) -> None:
-        self._events.close()
-
-
 def observers_of(trainer: Trainer) -> list[Observer]:
     """Who watches a run; of several processes the first one is watched, but for the ledger."""
     every: list[Observer] = []  # each process signs what its own workers did
@@ -94,5 +79,15 @@ def observers_of(trainer: Trainer) -> list[Observer]:
         return every
     observers: list[Observer] = [MetricsLines(), *every]
     observers += [] if trainer.config.quiet else [Bar()]
-    observers += [TensorBoard()] if trainer.config.tensorboard else []
-    return observers
+    return observers + [load(OBSERVERS, name, "observer")() for name in logs_of(trainer.config)]
+
+
+def logs_of(config: Config) -> tuple[str, ...]:
+    """The dashboards that a run tells (training/logs.py)."""
+    return tuple(dict.fromkeys((*config.log, *(["tensorboard"] * config.tensorboard))))
+
+
+def check_logs(config: Config) -> None:
+    """Raises :class:`UsageError` where a package of theirs is missing."""
+    for name in logs_of(config):
+        check_installed([name], "requirements-log.txt", f"--log {name}")

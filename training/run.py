@@ -20,6 +20,7 @@ from typing import Any
 from training.build import Job, build
 from training.execution import Execution
 from training.identity import check_identity, settings_of
+from training.observers import check_logs
 from training.privacy import check_accountant
 from training.protocols import load_protocol
 from training.trainer import train
@@ -110,11 +111,7 @@ def prepare(config: Config, run_dir: Path, first: Execution | None = None) -> Jo
 
 def check_packages(config: Config) -> None:
     """Raises :class:`UsageError` where a package that the run will need at its end is missing."""
-    if config.tensorboard:
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except ImportError as error:
-            raise UsageError("--tensorboard needs the package: pip install tensorboard.") from error
+    check_logs(config)
     if config.ledger:
         check_installed(LEDGER, "requirements-ledger.txt", "--ledger")
     check_accountant(config)

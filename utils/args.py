@@ -321,7 +321,10 @@ class Config:
         check=POSITIVE,
     )
     plots: bool = flag(True, "run", "draw the plots at the end", changes_results=False)
-    tensorboard: bool = flag(False, "run", "write TensorBoard events too", changes_results=False)
+    log: tuple[str, ...] = flag(
+        (), "run", "tell dashboards too (wandb: offline)", choices=("tensorboard", "wandb"), changes_results=False
+    )
+    tensorboard: bool = flag(False, "run", "the same as --log tensorboard", changes_results=False)
     ledger: str | None = flag(
         None, "ledger", "sign what every worker does into a ledger in FOLDER (docs/ledger.md)", metavar="FOLDER",
         changes_results=False,

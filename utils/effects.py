@@ -336,7 +336,7 @@ ALWAYS = frozenset(
     dataset_name image_size val_fraction max_train augment flip_labels worker_flips bad_data drop_samples keep_samples
     partition pretrained init num_workers byzantine on_bad_worker speed_spread step_ms finetune epochs batch_size lr
     optimizer momentum wd scheduler warmup_step max_rounds patience device dtype seed seeds deterministic engine
-    protocol config stages dp_noise resume checkpoint_every eval_every plots tensorboard ledger quiet stage model_A
+    protocol config stages dp_noise resume checkpoint_every eval_every plots log tensorboard ledger quiet stage model_A
     """.split()
 )
 

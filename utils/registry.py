@@ -28,12 +28,15 @@ DATASETS = {  # a reader (path, options) -> Arrays: data/dataset_loader.py
     "timeseries": "data.series:timeseries",
 }
 
-OBSERVERS = {  # a subclass of training.observers.Observer, of a room above training
+OBSERVERS = {  # a subclass of training.observers.Observer: of a room above training, or what --log names
     "ledger": "ledger.observer:LedgerObserver",
+    "tensorboard": "training.logs:TensorBoard",
+    "wandb": "training.logs:WeightsAndBiases",
 }
 
 PICTURES = {  # what a command of training draws when it has ended; its room is above training
     "run": "visualization.report:draw_run",
+    "figures": "visualization.plot_utils:figures_of",
     "grid": "visualization.grid:sum_up",
 }
 

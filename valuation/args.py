@@ -11,8 +11,8 @@ from utils.registry import NETWORKS, PARTITIONS, VALUATIONS
 
 MOST_EXACT = 12  # institutions whose coalitions are all trained
 # Flags of main.py that coalitions do not know, and what they must be.
-PLAIN = {"init": "common", "drop_samples": None, "finetune": 0, "tensorboard": False, "on_bad_worker": "stop",
-         "ledger": None}  # fmt: skip
+PLAIN = {"init": "common", "drop_samples": None, "finetune": 0, "tensorboard": False, "log": (), "ledger": None,
+         "on_bad_worker": "stop"}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -76,12 +76,16 @@ __all__ = [  # what draws a run, or several, wherever it is
 
 
 def plot_run(run_dir: PathLike) -> list[Path]:
-    """Write the plots of a stage directory to its ``plots/`` and return their paths.
+    """Write the plots of a stage directory (:func:`figures_of`) to its ``plots/`` and return their paths."""
+    return [save(figure, Path(run_dir, "plots", f"{name}.png")) for name, figure in figures_of(run_dir).items()]
 
-    ``training.png`` and ``consensus_distance.png`` always, and what else there are records of:
-    ``class_mix.png`` (labels.npz, partition.npz), ``topology.png`` (topology.json), ``confusion.png``
-    (confusion.npz), ``predictions.png`` (predictions.npz of a regression), ``auroc.png`` (by finding, in
-    summary.json), ``stages.png`` (in config.json), ``finetune.png`` (in summary.json).
+
+def figures_of(run_dir: PathLike) -> dict[str, Figure]:
+    """The plots of a stage directory by name.
+
+    ``training`` and ``consensus_distance`` always, and what else there are records of: ``class_mix`` (labels.npz,
+    partition.npz), ``topology`` (topology.json), ``confusion`` (confusion.npz), ``predictions`` (predictions.npz of a
+    regression), ``auroc`` (by finding, in summary.json), ``stages`` (in config.json), ``finetune`` (in summary.json).
 
     Raises UsageError where the directory is no run, a record is damaged, or the disk refuses.
     """
@@ -111,7 +115,7 @@ def plot_run(run_dir: PathLike) -> list[Path]:
         figures["stages"] = draw_stages(config.parts("stages"))
     if summary.get("finetune"):
         figures["finetune"] = draw_finetune(summary["finetune"])
-    return [save(figure, run.path / "plots" / f"{name}.png") for name, figure in figures.items()]
+    return figures
 
 
 @styled
