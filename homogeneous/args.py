@@ -22,9 +22,9 @@ class WalkConfig(Config):
     num_workers: int | None = flag(
         None, "topology", "nodes (default: 10, or all owners with --partition natural)", check=POSITIVE
     )
-    mode: str = flag("all", "topology", "who may follow whom", choices=tuple(TOPOLOGIES))
-    model: str = flag("mlp", "model", "network", choices=tuple(NETWORKS))
-    partition: str | None = flag("dirichlet", "partition", "the partition by its name", choices=tuple(PARTITIONS))
+    mode: str = flag("all", "topology", "who may follow whom", choices=TOPOLOGIES)
+    model: str = flag("mlp", "model", "network", choices=NETWORKS)
+    partition: str | None = flag("dirichlet", "partition", "the partition by its name", choices=PARTITIONS)
     alpha: float = flag(0.3, "partition", "--partition dirichlet: the smaller, the more nodes differ", check=POSITIVE)
     min_shard: int = flag(5, "partition", "--partition dirichlet: fewest samples of a node", check=NOT_NEGATIVE)
     lr: float = flag(0.02, "optimization", "learning rate", check=POSITIVE)

@@ -9,6 +9,7 @@ import contextlib
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from training import checkpoint
 from training.build import Job, describe
 from training.evaluation import evenly_spread, plan_evaluations
 from training.identity import check_identity
-from training.observers import observers_of
+from training.observers import Observer, observers_of
 from training.protocols import Round, load_protocol
 from training.result import save_result
 from training.round_losses import LateLosses
@@ -38,18 +39,25 @@ LONG_TEST = 20_000  # forward passes from which testing shows a bar
 
 
 def train(
-    job: Job, run_dir: Path, *, snapshots: bool = False, notes: dict[str, Any] | None = None
+    job: Job,
+    run_dir: Path,
+    *,
+    snapshots: bool = False,
+    notes: dict[str, Any] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> dict[str, Any]:
     """Train the job's fleet in ``run_dir``, from the last checkpoint if there is one; returns the summary.
 
     ``snapshots``: keep about sqrt(rounds) states in trajectory/, from which scoring replays. ``notes``:
-    more entries for config.json.
+    more entries for config.json. ``observers``: told what happens, besides those that the flags ask for.
 
     Writes config.json, partition.npz, topology.json, labels.npz, sources.txt, metrics.jsonl, checkpoints/,
     model.safetensors (the consensus model), predictions.npz, confusion.npz and summary.json. Raises
     :class:`UsageError` where ``run_dir`` holds a run of other data or settings.
     """
-    return Trainer(job, run_dir, snapshots, notes or {}).train()
+    trainer = Trainer(job, run_dir, snapshots, notes or {})
+    trainer.observers += observers
+    return trainer.train()
 
 
 class Trainer:

@@ -36,7 +36,7 @@ class Config:
     """Everything a run depends on. config.json holds it; ``--config`` replays it."""
 
     # data
-    dataset_name: str = flag("digits", "data", "data set", choices=tuple(DATASETS))
+    dataset_name: str = flag("digits", "data", "data set", choices=DATASETS)
     dataset_path: str | None = flag(
         None, "data", "where its files are (default: ./datasets/NAME)", changes_results=False, metavar="FOLDER"
     )
@@ -89,7 +89,7 @@ class Config:
         None,
         "partition",
         "the partition by its name (preference: --nonIID; natural: a worker for each owner of data)",
-        choices=tuple(PARTITIONS),
+        choices=PARTITIONS,
     )
     alpha: float = flag(
         0.8, "partition", "--dirichlet: concentration; the smaller, the more the workers differ", check=POSITIVE
@@ -104,12 +104,12 @@ class Config:
     )
 
     # model
-    model: str = flag("cnn", "model", "network", choices=tuple(NETWORKS))
+    model: str = flag("cnn", "model", "network", choices=NETWORKS)
     pretrained: bool = flag(False, "model", "start from ImageNet weights (not for cnn and mlp)")
     init: str = flag("common", "model", "one start for all workers, or one each", choices=("common", "per_worker"))
 
     # topology
-    mode: str = flag("ring", "topology", "who averages with whom", choices=tuple(TOPOLOGIES))
+    mode: str = flag("ring", "topology", "who averages with whom", choices=TOPOLOGIES)
     topology_file: str | None = flag(
         None, "topology", "--mode file: an edge list, or a mixing matrix (row = receiver)", metavar="FILE"
     )
@@ -177,7 +177,7 @@ class Config:
     )
     buffer_size: int = flag(1, "protocols", "fedasync: models the server averages at a time (FedBuff)", check=POSITIVE)
     chain_order: str = flag(
-        "fixed", "protocols", "chained: who is next (policy: what an agent says)", choices=tuple(CHAIN_ORDERS)
+        "fixed", "protocols", "chained: who is next (policy: what an agent says)", choices=CHAIN_ORDERS
     )
     policy: str | None = flag(
         None, "protocols", "--chain_order policy: an agent of python -m homogeneous (agent.safetensors)", metavar="FILE"
@@ -199,7 +199,7 @@ class Config:
     epochs: float = flag(40, "optimization", "passes over the training data", check=POSITIVE)
     batch_size: int = flag(32, "optimization", "samples of a worker's SGD step", check=POSITIVE)
     lr: float = flag(0.05, "optimization", "learning rate", check=POSITIVE)
-    optimizer: str = flag("sgd", "optimization", "what a local step is", choices=tuple(OPTIMIZERS))
+    optimizer: str = flag("sgd", "optimization", "what a local step is", choices=OPTIMIZERS)
     momentum: float = flag(0.9, "optimization", "momentum of SGD, beta1 of adam and adamw", check=BELOW_ONE)
     beta2: float = flag(0.999, "optimization", "adam, adamw: decay of the squares", check=BELOW_ONE)
     eps: float = flag(1e-8, "optimization", "adam, adamw: what is added to the root of the squares", check=POSITIVE)
@@ -296,7 +296,7 @@ class Config:
 
     # run
     protocol: str = flag(
-        "gossip", "run", "how workers train together (docs/algorithms.md)", choices=tuple(PROTOCOLS)
+        "gossip", "run", "how workers train together (docs/algorithms.md)", choices=PROTOCOLS
     )
     results_dir: str = flag("results", "run", "folder of all runs", changes_results=False, metavar="FOLDER")
     run_name: str | None = flag(

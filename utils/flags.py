@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,14 @@ def flag(
     group: str,
     help: str,
     *,
-    choices: Sequence[str] | None = None,
+    choices: Collection[str] | None = None,
     check: Check | None = None,
     changes_results: bool = True,
     metavar: str | None = None,
 ) -> Any:
-    """A field of a Config. ``changes_results``: whether it changes the numbers of a run; paths, verbosity and
-    plots do not, and are left out when two configurations are compared. ``metavar``: what --help calls its value."""
+    """A field of a Config. ``choices``: names, or a registry, whose later entries count too. ``changes_results``:
+    whether it changes the numbers of a run; paths, verbosity and plots do not, and are left out when two
+    configurations are compared. ``metavar``: what --help calls its value."""
     metadata = {
         "group": group, "help": help, "choices": choices, "check": check, "changes_results": changes_results,
         "metavar": metavar,

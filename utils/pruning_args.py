@@ -58,11 +58,11 @@ class PruningConfig(Config):
         changes_results=False,
     )
     model_A: str | None = flag(
-        None, "pruning", "network of stage 1, which scores (default: --model)", choices=tuple(NETWORKS),
+        None, "pruning", "network of stage 1, which scores (default: --model)", choices=NETWORKS,
         changes_results=False,
     )
     model_B: str | None = flag(
-        None, "pruning", "network of stage 2 (default: that of stage 1)", choices=tuple(NETWORKS), changes_results=False
+        None, "pruning", "network of stage 2 (default: that of stage 1)", choices=NETWORKS, changes_results=False
     )
     stage1_dir: str | None = flag(
         None,
@@ -89,7 +89,7 @@ class PruningConfig(Config):
         tuple(INFLUENCE),
         "pruning",
         "methods that --audit and --sweep compare",
-        choices=tuple(INFLUENCE),
+        choices=INFLUENCE,
         changes_results=False,
     )
 

@@ -26,8 +26,8 @@ class ValuationConfig(Config):
     num_workers: int | None = flag(
         None, "topology", "institutions (default: 4, or all owners with --partition natural)", check=POSITIVE
     )
-    model: str = flag("mlp", "model", "network", choices=tuple(NETWORKS))
-    partition: str | None = flag("dirichlet", "partition", "the partition by its name", choices=tuple(PARTITIONS))
+    model: str = flag("mlp", "model", "network", choices=NETWORKS)
+    partition: str | None = flag("dirichlet", "partition", "the partition by its name", choices=PARTITIONS)
     alpha: float = flag(0.5, "partition", "--partition dirichlet: the smaller, the more institutions differ",
                         check=POSITIVE)  # fmt: skip
     epochs: float = flag(60, "optimization", "rounds at most (an epoch of an institution each)", check=POSITIVE)
@@ -38,7 +38,7 @@ class ValuationConfig(Config):
     )  # fmt: skip
 
     valuations: tuple[str, ...] = flag(
-        (), "valuation", "methods (default: all)", choices=tuple(VALUATIONS), changes_results=False
+        (), "valuation", "methods (default: all)", choices=VALUATIONS, changes_results=False
     )
     truth: bool = flag(
         True, "valuation", f"retrain all coalitions (above {MOST_EXACT} institutions those of --orders): what methods "
