@@ -97,3 +97,27 @@ def plot() -> int:
     from visualization.plot_utils import main
 
     return main()
+
+
+def report() -> int:
+    """``decentralized-report``: python -m visualization.report."""
+    begin()
+    from visualization.report.__main__ import main
+
+    return main()
+
+
+def runs() -> int:
+    """``decentralized-runs``: python -m visualization.runs."""
+    begin()
+    from visualization.runs import main
+
+    return main()
+
+
+def grid() -> int:
+    """``decentralized-grid``: python -m training.grid."""
+    begin()
+    from training.grid import main
+
+    return main()

@@ -13,7 +13,9 @@ import data.index
 import data.resize
 import main
 import main_pruned
+import visualization.runs
 from tests.test_architecture import ROOT
+from training.grid import cells_of
 from utils.args import Config
 from utils.parser import parse
 from utils.pruning_args import PruningConfig
@@ -42,7 +44,7 @@ def test_every_command_is_understood_and_every_flag_counts(typed):
         parse(PruningConfig if program == "main_pruned.py" else Config, words, "")
 
 
-ROOM = re.compile(r"python -m (valuation|data\.index|data\.resize)( [^`#|\n]+)?")
+ROOM = re.compile(r"python -m (valuation|data\.index|data\.resize|training\.grid|visualization\.runs)( [^`#|\n]+)?")
 OF_ROOMS = sorted({(room, words.strip()) for page in PAGES for room, words in ROOM.findall(page.read_text())})
 
 
@@ -53,6 +55,10 @@ def test_commands_of_rooms_are_understood(room, typed):
         warnings.simplefilter("error")
         if room == "valuation":
             parse(ValuationConfig, words, "")
+        elif room == "training.grid":
+            assert len(cells_of(words)[1]) > 1
+        elif room == "visualization.runs":
+            assert visualization.runs.parser().parse_args(words).folder == "results"
         else:
             {"data.index": data.index, "data.resize": data.resize}[room]._parser().parse_args(words)
 

@@ -306,20 +306,25 @@ def write_index(path: PathLike, rows: Sequence[Row], title: str) -> Path:
     return write(Report(title, said, [Section("Runs", [Table("All runs", columns, lines)])]), path)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print or write; returns the exit code (2 for bad input, told in one line)."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    found = argparse.ArgumentParser(
         prog="python -m visualization.runs", description=__doc__, epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.error = lambda message: parser.exit(2, f"error: {message}; --help shows examples\n")  # one line, no usage
-    parser.add_argument("folder", nargs="?", default="results", help="folder that holds runs [results]")
-    parser.add_argument("--where", nargs="+", default=[], metavar="NAME=VALUE", help="only runs with these settings")
-    parser.add_argument("--sort", metavar="COLUMN", help="a setting, the metric, rounds, bytes, seconds or LDS [name]")
-    parser.add_argument("--reverse", action="store_true", help="the largest first")
-    parser.add_argument("--csv", metavar="FILE", help="write every setting and figure there, in all digits")
-    parser.add_argument("--html", metavar="FILE", help="write a page that sorts, with links to the reports")
-    arguments = parser.parse_args(argv)
+    found.error = lambda message: found.exit(2, f"error: {message}; --help shows examples\n")  # one line, no usage
+    found.add_argument("folder", nargs="?", default="results", help="folder that holds runs [results]")
+    found.add_argument("--where", nargs="+", default=[], metavar="NAME=VALUE", help="only runs with these settings")
+    found.add_argument("--sort", metavar="COLUMN", help="a setting, the metric, rounds, bytes, seconds or LDS [name]")
+    found.add_argument("--reverse", action="store_true", help="the largest first")
+    found.add_argument("--csv", metavar="FILE", help="write every setting and figure there, in all digits")
+    found.add_argument("--html", metavar="FILE", help="write a page that sorts, with links to the reports")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print or write; returns the exit code (2 for bad input, told in one line)."""
+    arguments = parser().parse_args(argv)
     try:
         rows = sorted_by(chosen(find_runs(arguments.folder), arguments.where), arguments.sort, arguments.reverse)
         if arguments.csv:
