@@ -8,9 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from data.task import Task
 from networks import model_metadata, save_model
 from training.build import Job
 from training.finetune import finetune
@@ -19,6 +21,17 @@ from utils.records import write_confusion, write_json, write_predictions
 from workers import distributed
 from workers.evaluation import predictions
 from workers.worker_vision import Fleet
+
+RESAMPLES = 100  # of the test samples
+
+
+def interval(task: Task, predicted_m: np.ndarray, targets_m: np.ndarray) -> list[float]:
+    """The ends of the 95 % interval of the first metric over the test samples (bootstrap, normal), for metrics that are
+    no means over samples."""
+    draws = np.random.default_rng(0).integers(len(targets_m), size=(RESAMPLES, len(targets_m)))
+    half = 1.96 * float(np.std([task.score(predicted_m[i], targets_m[i]) for i in draws], ddof=1))
+    middle = task.score(predicted_m, targets_m)
+    return [middle - half, middle + half]
 
 
 def save_result(job: Job, fleet: Fleet, model_1D: Tensor, run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
@@ -43,6 +56,8 @@ def save_result(job: Job, fleet: Fleet, model_1D: Tensor, run_dir: Path, summary
     predicted_m = predictions(fleet.engine, model_1D, job.test_samples, test_ids)[0].cpu().numpy()
     write_predictions(run_dir, targets_m, predicted_m)
     summary |= {f"test_{name}": values for name, values in task.by_output(predicted_m, targets_m).items()}
+    if task.hits(predicted_m, targets_m) is None:  # an accuracy's follows from its figure
+        summary[f"test_{task.metric.name}_interval"] = interval(task, predicted_m, targets_m)
     counts_CC = task.confusion(predicted_m, targets_m)
     if counts_CC is not None:
         write_confusion(run_dir, counts_CC, task.names)

@@ -19,7 +19,10 @@ def trained(config: dict[str, Any], size: int | None, summary: dict[str, Any], w
     samples = f"{size:,} samples of " if size else ""
     who = f"{workers} worker{'s' * (workers != 1)}"
     how = ", ".join(filter(None, (config.get("protocol"), config.get("mode") and f"graph: {config['mode']}")))
-    length = f", {summary['epochs']:g} epochs in {summary['rounds']:,} rounds" if summary else ""
+    length = ""
+    if summary:
+        epochs, rounds = summary["epochs"], summary["rounds"]
+        length = f", {epochs:g} epoch{'s' * (epochs != 1)} in {rounds:,} round{'s' * (rounds != 1)}"
     model = config.get("model", "a network")
     return Text(f"{who} trained {model} on {samples}{config.get('dataset_name', 'their data')} ({how}){length}.")
 
@@ -40,7 +43,7 @@ def result_says(
     if worker_N is not None and np.isfinite(worker_N).any() and len(worker_N) > 1:
         low, high = np.nanmin(worker_N), np.nanmax(worker_N)
         said += f"; the workers' own models: {metric.text(low)} to {metric.text(high)}"
-    return Text(f"{said}.", "good")
+    return Text(f"{said}.")
 
 
 def pruning_says(comparisons: Sequence[dict[str, Any]]) -> list[Text]:
