@@ -170,10 +170,26 @@ def print_table(lines: list[dict[str, Any]]) -> None:
             " / ".join(mean(lambda line, f=f, m=m: line["lds"][f][m][0]) for f in map(str, FRACTIONS)) for m in METHODS
         ]
         cost = mean(lambda line: line["seconds"]["cascade"] / line["seconds"]["training"], digits=1)
-        rows.append([name, mean(lambda line: line["accuracy"], digits=3), smooth, *pairs, cost])
-    head = ["setting", "test accuracy", "metasmoothness, 1 / 5 %", *(f"LDS of {m}" for m in METHODS)]
+        ratio = mean(lambda line: line["gradient_ratio"])
+        rows.append([name, mean(lambda line: line["accuracy"], digits=3), smooth, ratio, *pairs, cost])
+    head = ["setting", "test accuracy", "metasmoothness, 1 / 5 %", "gradient ratio", *(f"LDS of {m}" for m in METHODS)]
     table([*head, "cost of cascade, trainings"], rows)
     print(together(lines))
+    print(optimum_said(lines))
+
+
+def optimum_said(lines: list[dict[str, Any]]) -> str:
+    """The LDS of ``if`` where the last layer is far from its optimum and where it is not, in a line."""
+    from utils.influence.optimum import FAR
+
+    said = []
+    for words, far in ((f"a gradient ratio from {FAR:g} on", True), ("a smaller one", False)):
+        there = [line for line in lines if (line["gradient_ratio"] >= FAR) is far]
+        found = [lds["if"][0] for line in there for lds in line["lds"].values()]
+        if found:
+            mean, ends = sum(found) / len(found), f"{min(found):.2f} to {max(found):.2f}"
+            said.append(f"{words}: {mean:.2f} ({ends}, {len(found)} points)")
+    return f"LDS of if with {'; with '.join(said)}"
 
 
 def mean_of(lines: list[dict[str, Any]], get: Callable[[dict[str, Any]], float], digits: int = 2) -> str:

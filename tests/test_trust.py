@@ -23,7 +23,7 @@ def a_line(setting: str, seed: int, smooth: float, lds: float) -> dict:
     of = {method: [lds, lds - 0.1, min(1, lds + 0.1)] for method in trust.METHODS}
     seconds = dict.fromkeys(("training", *trust.METHODS), 1.0)
     return {"round": 1, "setting": setting, "seed": seed, "flags": trust.flags(setting, []), "accuracy": 0.9,
-            "seconds": seconds,
+            "gradient_ratio": 0.05 + 0.05 * seed, "seconds": seconds,
             "smoothness": {"0.01": smooth, "0.05": smooth}, "lds": {"0.01": of, "0.05": of}}  # fmt: skip
 
 
@@ -43,7 +43,11 @@ def test_the_table_and_the_picture_are_of_what_is_there(tmp_path, capsys):
     out.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"setting": "CNN", "se')  # cut by a kill
     assert trust.main(["--table", "--out", str(out)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert "| MLP | 0.900 | 0.85 / 0.85 | 0.94 / 0.94 |" in said[2] and "above 0.45" in said[-2]
+    assert "| MLP | 0.900 | 0.85 / 0.85 | 0.08 | 0.94 / 0.94 |" in said[2] and "above 0.45" in said[-3]
+    assert said[-2] == (
+        "LDS of if with a gradient ratio from 0.08 on: 0.90 (0.90 to 0.90, 2 points); with a smaller one: 0.69 "
+        "(0.40 to 0.98, 4 points)"
+    )
     assert out.with_suffix(".png").stat().st_size > 10_000
     assert trust.main(["--table", "--settings", "MLP, IID", "--out", str(out)]) == 2
 

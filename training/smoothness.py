@@ -25,7 +25,7 @@ from utils.influence.statistics import mean_interval
 from utils.progress import Progress, bar, ignored
 
 DIRECTIONS = 4  # random groups; each adds two retrainings
-SMOOTH = 0.3  # below it the LDS of cascade was 0.4 to 0.85, above it more than 0.8 (docs/influence.md)
+SMOOTH = 0.3  # below it the LDS of cascade was mostly below 0.8, above it mostly above (docs/trust.md)
 
 
 def directions(
@@ -85,7 +85,7 @@ def smoothness_said(record: dict[str, Any], fraction: float) -> str:
         return said
     return (
         f"{said}: below {SMOOTH:g} scores may predict retraining badly; what helps is a smaller --lr, fewer "
-        "--epochs, or a smooth --model (docs/influence.md)"
+        "--epochs, or a smooth --model (docs/trust.md)"
     )
 
 
