@@ -102,6 +102,8 @@ def run(config: PruningConfig) -> dict[str, Any]:
 
         draw(stage1, results, method, run_dir)
         print(f"report: {write_report(stage1.folder, stage1.run_dir)}")
+    else:
+        (stage1.folder / "report.html").unlink(missing_ok=True)  # it knows nothing of this
     return results
 
 

@@ -86,7 +86,7 @@ def test_imports_flow_one_way(path):
         assert other == room or other in SEES[room], f"{path} imports {name}"
         if room == "visualization" and other == "utils":
             seen = ("utils.records", "utils.scores", "utils.errors", "utils.command", "utils.intervals",
-                    "utils.registry", "utils.influence.statistics")  # fmt: skip
+                    "utils.registry", "utils.influence.statistics", "utils.effects")  # fmt: skip
             assert name.startswith(seen), f"{path} imports {name}"
 
 

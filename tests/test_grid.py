@@ -111,7 +111,9 @@ def test_flags_that_take_several_values_are_no_axes():
     assert axes == {"lr": ["0.1", "0.2"]}
     assert all(cell.config.milestones == (1.0, 2.0) for cell in cells)
     axes, cells = cells_of(["--lr", "0.1", "0.2", "0.10", "--tf32", "True", "False"])
-    assert [cell.config.tf32 for cell in cells] == [True, False] * 3 and len({cell.name for cell in cells}) == 6
+    assert [cell.config.tf32 for cell in cells] == [True, False] * 2  # 0.1 and 0.10 are the same
+    axes, cells = cells_of("--mode torus --torus 2 2 --num_workers 4 --lr 0.1 0.2".split())
+    assert all(cell.config.torus == (2, 2) for cell in cells)
     with pytest.raises(UsageError, match="fewer values"):
         cells_of(["--lr", *(str(k) for k in range(1, 200)), "--wd", *(str(k) for k in range(1, 200))])
 
@@ -123,3 +125,27 @@ def test_runs_elsewhere_are_the_same(grid, tmp_path):
     for path in sorted((tmp_path / "grid").glob("*/stage1/model.safetensors")):
         assert path.read_bytes() == (grid / path.relative_to(tmp_path / "grid")).read_bytes()
     assert len(json.loads((tmp_path / "grid" / "grid.json").read_text())["runs"]) == 4
+
+
+def test_only_runs_of_these_settings_are_summed_up(grid, tmp_path, capsys):
+    """Runs of an earlier grid in the folder, with another setting, are refused and not drawn; the reason is said."""
+    words = [*WORDS, "--no-plots", "--results_dir", str(tmp_path), "--lr", "0.02", "0.1"]
+    assert main(words) == 0
+    assert main([*words, "0.05", "--batch_size", "8"]) == 2
+    said = capsys.readouterr()
+    assert "lr-0.02: the run" in said.err and "another --batch_size" in said.err
+    assert [run["folder"] for run in read_json(tmp_path / "grid" / "grid.json")["runs"]] == ["lr-0.05"]
+    assert main([*WORDS, "--results_dir", str(tmp_path / "none"), "--num_workers", "400", "500"]) == 2
+    assert "num_workers-400: " in capsys.readouterr().err
+
+
+def test_listed_commands_have_no_flags_of_the_grid(capsys):
+    assert main("--lr 0.1 0.2 --list True --cluster local:2 --model mlp".split()) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert "cluster" not in line and "True" not in line and "--list" not in line
+
+
+def test_a_grid_inside_a_run_is_summed_up(tmp_path, capsys):
+    words = [*WORDS, "--no-plots", "--results_dir", str(tmp_path), "--run_name", "nest"]
+    assert train.main(words) == 0 and main([*words, "--lr", "0.02", "0.1"]) == 0
+    assert "lr-0.02" in capsys.readouterr().out

@@ -139,6 +139,14 @@ def test_seeds_have_a_report_each_and_one_of_all(tmp_path):
     assert all((tmp_path / "seeds" / f"seed-{seed}" / "report.html").is_file() for seed in range(3))
 
 
+def test_a_server_has_no_graph(tmp_path):
+    words = [*WORDS, "--results_dir", str(tmp_path), "--run_name", "server", "--protocol", "fedavg"]
+    assert main.main(words) == 0
+    page = Page(tmp_path / "server" / "report.html")
+    assert "(fedavg)" in page.text and "ring" not in page.text.split("Training")[0]
+    assert "graph" not in {element.get("id") for _, element, _ in page.elements}
+
+
 def test_no_plots_no_report(tmp_path):
     assert main.main([*WORDS, "--results_dir", str(tmp_path), "--run_name", "bare", "--no-plots"]) == 0
     assert not (tmp_path / "bare" / "report.html").exists()
@@ -229,7 +237,7 @@ def test_pictures_without_room_are_linked(tmp_path):
     pictures = [Picture(large, "large one"), Picture(small, "small one")]
     page = Page(write(Report("r", [Text("well")], [Section("Pictures", pictures)]), tmp_path / "report.html"))
     assert [image["alt"] for image in page.all("img")] == ["small one"]
-    assert "large.png" in [link["href"] for link in page.all("a")] and len(page.html) < 3_000_000
+    assert "./large.png" in [link["href"] for link in page.all("a")] and len(page.html) < 3_000_000
 
 
 def test_a_table_shows_its_first_rows_and_says_how_many_it_left_out(tmp_path):
@@ -260,7 +268,8 @@ def test_curves_keep_their_ends_when_they_are_thinned():
     x_T = np.arange(MOST_POINTS + 1.0)
     drawn = Panel("t", "round", "y", [Line("a", x_T, np.sin(x_T / 50))]).drawn
     (line,) = drawn["lines"]
-    assert 2 <= len(line["figures"].split()) <= MOST_POINTS and drawn["ends"] == f"0 {MOST_POINTS}"
+    assert 2 <= len(line["figures"].split()) <= MOST_POINTS
+    assert line["at"].split()[0] == "0" and line["at"].split()[-1] == str(MOST_POINTS)
     assert line["path"].startswith(f"M{LEFT} ") and f"L{WIDTH - RIGHT} " in line["path"]
 
 
@@ -270,3 +279,57 @@ def test_the_figures_of_a_curve_are_in_the_page(trained):
     assert [float(value) for value in path["data-values"].split()] == pytest.approx(
         [line["worker_val_accuracy"][2] for line in lines], rel=1e-3
     )
+
+
+# ---- what was found by attacking it -------------------------------------------------------------
+
+
+def test_a_stage_2_does_not_take_the_place_of_its_run(pruned, tmp_path):
+    copy = Path(shutil.copytree(pruned, tmp_path / "copy"))
+    for stage in ("stage1", "stage2_cascade_0.8", "stage2_random_0.8"):
+        page = Page(write_report(copy / stage))
+        assert len(page.data["config"]["config"]["results_dir"]) > 0 and not page.data["config"].get("pruning")
+
+
+def test_seeds_have_their_report_also_beside_a_single_run(tmp_path):
+    words = [*WORDS, "--results_dir", str(tmp_path), "--run_name", "both"]
+    assert main.main(words) == 0 and main.main([*words, "--seeds", "3"]) == 0
+    assert "over 3 seeds" in Page(tmp_path / "both" / "report.html").text
+    (tmp_path / "both" / "seed-1" / "stage1" / "summary.json").unlink()
+    page = Page(write_report(tmp_path / "both"))
+    assert "1 of 3 seeds have not ended" in page.text
+    write_json(tmp_path / "both" / "audit.json", {"methods": {"cascade": {"lds": {"values": [0.5, 0.6]}}}})
+    assert "The audit is of other seeds" in Page(write_report(tmp_path / "both")).text
+
+
+def test_workers_say_on_how_many_samples_they_were_tested(trained):
+    summary, page = read_json(trained / "stage1" / "summary.json"), Page(trained / "report.html")
+    own, every = summary["worker_test_samples"], summary["test_samples"]
+    assert own < every and f"(on {own} of the {every} test samples)" in page.text
+
+
+def test_a_report_that_became_old_is_deleted(tmp_path):
+    words = [*WORDS, "--results_dir", str(tmp_path), "--run_name", "run"]
+    assert main.main(words) == 0 and (tmp_path / "run" / "report.html").is_file()
+    assert main_pruned.main([*words, "--pruning_algorithm", "random", "--train_ratio", "0.5", "--no-plots"]) == 0
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_verdicts_do_not_contradict_themselves():
+    from visualization.report.verdict import audit_says, data_says
+
+    def said(lds, interval):
+        audit = {"methods": {"cascade": {"lds": lds, "interval": interval}}, "actual": [1.0] * 4, "fraction": 0.05}
+        return audit_says(audit, {}, True)
+
+    assert "chance" in said(0.85, (-0.1, 0.99)).text and said(0.85, (-0.1, 0.99)).kind == "bad"
+    assert "the opposite" in said(-0.9, (-0.99, -0.8)).text
+    assert "well" in said(0.9, (0.8, 0.95)).text and said(0.9, (0.8, 0.95)).kind == "good"
+    view = {"if": {"worker_influence": np.array([-1.0, -2.0, -3.0])}}
+    (text,) = data_says(view, ["a", "b", "c"], {"bad_workers": [], "flipped": []})
+    assert "worker a harmed least, those of worker c most" in text.text
+
+
+def test_a_folder_whose_name_is_no_text_has_a_report(trained, tmp_path):
+    copy = Path(shutil.copytree(trained, tmp_path / "bad\udcff"))
+    assert write_report(copy).is_file()

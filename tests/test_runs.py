@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -90,7 +91,7 @@ def test_the_index_links_the_reports_that_are_there(results, tmp_path):
     assert command([str(results), "--html", str(index)]) == 0
     page = Page(index)
     links = [link["href"] for link in page.all("a") if not link["href"].startswith("#")]
-    assert links == ["a/report.html"] and (results / links[0]).is_file()
+    assert links == ["./a/report.html"] and (results / links[0]).is_file()
     index.unlink()
 
 
@@ -103,3 +104,25 @@ def test_a_run_that_has_not_ended_and_one_that_is_damaged(results, tmp_path, cap
     write_json(stage / "summary.json", {"test_accuracy": "high"})
     assert command([str(tmp_path)]) == 2
     assert "summary.json" in capsys.readouterr().err
+
+
+def test_names_that_addresses_and_folders_do_not_like(results, tmp_path):
+    """A run called like a seed hides no other; addresses are quoted; '.' has the name of its folder."""
+    import shutil
+
+    for name in ("x#1", "p%20q", "javascript:alert(1)", "seed-5"):
+        shutil.copytree(results / "a", tmp_path / name)
+    assert {row.name for row in find_runs(tmp_path)} == {"x#1", "p%20q", "javascript:alert(1)", "seed-5"}
+    index = tmp_path / "index.html"
+    assert command([str(tmp_path), "--html", str(index)]) == 0
+    links = [link["href"] for link in Page(index).all("a") if not link["href"].startswith("#")]
+    assert all(link.startswith("./") and (tmp_path / unquote(link)).is_file() for link in links) and len(links) == 4
+    assert "./x%231/report.html" in links
+
+
+def test_the_number_of_seeds_is_that_of_the_runs(results, tmp_path, capsys):
+    assert command([str(results), "--where", "seeds=2"]) == 0
+    assert "below/b" in capsys.readouterr().out
+    assert command([str(results), "--csv", str(tmp_path / "runs.csv")]) == 0
+    head = (tmp_path / "runs.csv").read_text().splitlines()[0].split(",")
+    assert len(head) == len(set(head))

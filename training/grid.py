@@ -35,6 +35,7 @@ from utils.registry import PICTURES, load
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: parallel over workers, not inside operators
 
 OWN = ("results_dir", "run_name", "resume", "overwrite", "config", "seeds", "seed")  # of all runs together
+OF_THE_GRID = ("list", "cluster", "cluster_options", "overwrite", "resume", "results_dir", "run_name")
 MOST_RUNS = 10_000
 
 
@@ -81,6 +82,7 @@ def cells_of(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[Cell]]:
     if count > MOST_RUNS:
         raise UsageError(f"that are {count:,} runs: give fewer values (at most {MOST_RUNS:,} runs)")
     cells: dict[str, Cell] = {}
+    seen = set()
     for values in itertools.product(*axes.values()):
         settings = dict(zip(axes, values, strict=True))
         words = [*fixed, *(word for name, value in settings.items() for word in (f"--{name}", value))]
@@ -88,6 +90,9 @@ def cells_of(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[Cell]]:
             config = parse(GridConfig, words, __doc__)
         except UsageError as error:
             raise UsageError(f"{' '.join(words[len(fixed):])}: {error}") from error
+        if (same := json.dumps(config.changing_results(), sort_keys=True)) in seen:  # 0.1 and 0.10
+            continue
+        seen.add(same)
         name = "_".join(f"{key}-{re.sub(r'[^A-Za-z0-9.+-]', '-', value)}" for key, value in settings.items())[:150]
         while name in cells:
             name += "+"
@@ -113,9 +118,10 @@ def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     axes: dict[str, list[str]] = {}
     for word, values in given:
         name, different = word[2:], list(dict.fromkeys(values))
-        if len(different) < 2 or typing.get_origin(kinds.get(name)) is tuple:
+        several = typing.get_origin(kinds.get(name)) is tuple  # values of one run
+        if len(different) < 2 or several:
             axes.pop(name, None)
-            fixed += [word, *(different if len(different) < 2 else values)]
+            fixed += [word, *(values if several else different)]
         elif name in OWN or (name in kinds and not _changes_results(name)):
             raise UsageError(f"{word} {' '.join(values)}: this flag has one value for the whole grid.")
         else:
@@ -140,20 +146,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         ready()
         failed = train_all(cells)
-        finish(axes, cells)
+        for name, error in failed.items():
+            print(f"error: {name}: {' '.join(error.split())}", file=sys.stderr)
+        if left := [cell for cell in cells if cell.name not in failed]:
+            finish(axes, left)
     except (UsageError, OSError) as error:  # OSError: a path that cannot be used
         return refusal(error)
     except KeyboardInterrupt:
         print("interrupted; runs that have ended are kept, and the same command goes on", file=sys.stderr)
         return STOPPED
-    for name, error in failed.items():
-        print(f"error: {name}: {error}", file=sys.stderr)
     return 2 if failed else 0
 
 
 def command_of(cell: Cell) -> str:
     """The command that trains a cell alone."""
-    words = [word for word in cell.words if word not in ("--list", "--overwrite", "--resume")]
+    words, left_out = [], False
+    for word in cell.words:
+        if word.startswith("--"):
+            left_out = word[2:].removeprefix("no-") in OF_THE_GRID
+        words += [] if left_out else [word]
     own = ["--results_dir", cell.config.results_dir, "--run_name", cell.name]
     own += ["--resume"] if cell.config.resume else ["--overwrite"]
     return f"python main.py {shlex.join([*words, *own])}"

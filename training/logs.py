@@ -75,7 +75,7 @@ class WeightsAndBiases(Observer):
         self._trainer, self._wandb = trainer, wandb
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "decentralized-learning"),
-            name=trainer.run_dir.parent.name,
+            name="/".join(trainer.run_dir.resolve().parts[-3:-1]),  # of seeds the run's name, too
             dir=str(trainer.run_dir),
             config=settings_of(trainer.config),
             mode=os.environ.get("WANDB_MODE", "offline"),

@@ -281,6 +281,8 @@ class Trainer:
         summary = {
             **{f"test_{name}": of_model[name] for name in (*metrics, "loss")},
             **{f"worker_test_{name}": of_workers[name].tolist() for name in (*metrics, "loss")},
+            "test_samples": len(test_ids),
+            "worker_test_samples": len(test_ids) if self.shared else min(most, len(test_ids)),  # on which workers are
             "metric": vars(self.task.metric),
             "consensus_distance": self.fleet.consensus_distance().item(),
             "epochs": self.config.epochs * self.done / self.rounds,

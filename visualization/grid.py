@@ -16,7 +16,7 @@ from utils.errors import UsageError
 from utils.records import PathLike, read_record
 from visualization.checked import damaged
 from visualization.measures import Measure, number_axis
-from visualization.runs import Row, find_runs, table, write_index
+from visualization.runs import Row, rows_of, table, write_index
 from visualization.style import LONGEST_LABEL, category, note, plain, save, styled
 
 MOST_PANELS = 6
@@ -27,8 +27,7 @@ def sum_up(folder: PathLike, plots: bool = True) -> list[str]:
     """The table of a grid's runs, and, with ``plots``, the paths of grid.png and index.html; as lines to be printed."""
     folder = Path(folder)
     record = read_record(folder / "grid.json", "axes", "runs")
-    rows = {row.name: row for row in find_runs(folder)}
-    own = [rows[run["folder"]] for run in record["runs"] if run["folder"] in rows]
+    own = [row for _, row in _points(folder, record)]
     if not own:
         raise UsageError(f"no run of {folder / 'grid.json'} has been trained")
     lines = [table(own)]
@@ -41,15 +40,23 @@ def sum_up(folder: PathLike, plots: bool = True) -> list[str]:
 def plot_grid(folder: PathLike) -> Path:
     """Draw grid.png: the test figure over the values of a flag. Raises UsageError where a record is damaged."""
     folder = Path(folder)
-    path = folder / "grid.json"
-    record = read_record(path, "axes", "runs")
-    rows = {row.name: row for row in find_runs(folder)}
-    try:
-        points = [(dict(run["settings"]), rows[run["folder"]]) for run in record["runs"] if run["folder"] in rows]
-        axes = {str(name): [str(value) for value in values] for name, values in record["axes"].items()}
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise damaged(path, "'axes' and 'runs' must say which values each run has") from error
+    record = read_record(folder / "grid.json", "axes", "runs")
+    points = _points(folder, record)
+    axes = {str(name): [str(value) for value in values] for name, values in record["axes"].items()}
     return save(draw_grid(axes, points), folder / "grid.png")
+
+
+def _points(folder: Path, record: dict[str, Any]) -> list[tuple[dict[str, str], Row]]:
+    """The settings of each run that has begun, and its row."""
+    points = []
+    try:
+        dict(record["axes"])
+        for run in record["runs"]:
+            rows = rows_of(folder / run["folder"], folder)
+            points += [(dict(run["settings"]), row) for row in rows if row.name == run["folder"]]
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise damaged(folder / "grid.json", "'axes' and 'runs' must say which values each run has") from error
+    return points
 
 
 @styled
@@ -75,6 +82,7 @@ def draw_grid(axes: dict[str, list[str]], points: list[tuple[dict[str, str], Row
             at = [v for v, value in enumerate(axes[over]) if value in here and here[value].values]
             if not at:
                 continue
+            at.sort(key=lambda v: x_V[v])
             mean_V = np.array([here[axes[over][v]].mean for v in at])
             deviation_V = np.nan_to_num([here[axes[over][v]].deviation for v in at])
             label = ", ".join(f"{flag} {value}" for flag, value in zip(rest, values, strict=True))

@@ -11,6 +11,7 @@ import difflib
 import io
 import math
 import os
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,7 +80,7 @@ def find_runs(root: PathLike) -> list[Row]:
     root = Path(root)
     if not root.is_dir():
         raise UsageError(f"there is no folder {root}; name the one that holds runs, such as results")
-    rows = [row for folder in _folders(root, DEEPEST) for row in _rows(folder, root)]
+    rows = [row for folder in _folders(root, DEEPEST) for row in rows_of(folder, root)]
     if not rows:
         raise UsageError(f"there is no run in {root}: python main.py makes one")
     return rows
@@ -87,14 +88,21 @@ def find_runs(root: PathLike) -> list[Row]:
 
 def _folders(folder: Path, depth: int) -> Iterator[Path]:
     """The run folders in a folder, itself included, by name."""
-    if stages_of(folder) or seeds_of(folder):
-        yield folder.parent if (folder / "metrics.jsonl").is_file() else folder
-    elif depth:
-        for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
-            yield from _folders(inner, depth - 1)
+    if (folder / "metrics.jsonl").is_file():
+        yield folder.parent
+        return
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+    own = [path for path in inner if re.fullmatch(r"seed-\d+|stage\d.*", path.name)]
+    others = [path for path in inner if path not in own and path.name not in ("influence", "plots", "jobs")]
+    found = [run for path in others for run in (_folders(path, depth - 1) if depth else ())]
+    if stages_of(folder) or (seeds_of(folder) and not found):
+        yield folder
+    else:  # a run may be called seed-5, beside others
+        found += [run for path in own for run in (_folders(path, depth - 1) if depth else ())]
+    yield from sorted(found)
 
 
-def _rows(folder: Path, root: Path) -> list[Row]:
+def rows_of(folder: Path, root: Path) -> list[Row]:
     """The row of a run, and of each of its prunings."""
     runs = seeds_of(folder) or [folder]
     names = sorted({stage.name for run in runs for stage in stages_of(run)})
@@ -102,7 +110,7 @@ def _rows(folder: Path, root: Path) -> list[Row]:
     rows = []
     for name in names:
         stages = [run / name for run in runs if (run / name / "metrics.jsonl").is_file()]
-        label = os.path.relpath(folder, root) if folder != root else folder.name
+        label = folder.resolve().name if folder in (root, root.parent) else os.path.relpath(folder, root)
         row = _row(label if name == "stage1" else f"{label} {name}", folder, stages)
         row.lds = lds if name == "stage1" else {}
         rows.append(row)
@@ -117,7 +125,7 @@ def _row(label: str, folder: Path, stages: Sequence[Path]) -> Row:
     if not isinstance(config, dict):
         raise damaged(path, "its 'config' is no JSON object")
     pruning = record.get("pruning") or {}
-    config = {**config, "pruning": pruning.get("algorithm"), "kept": pruning.get("ratio")}
+    config = {**config, "pruning": pruning.get("algorithm"), "kept": pruning.get("ratio"), "seeds": len(stages)}
     summaries = [Record(stage / "summary.json", read_json(stage / "summary.json"))
                  for stage in stages if (stage / "summary.json").is_file()]  # fmt: skip
     metric = metric_of(summaries[0].values) if summaries else {"name": "", "unit": "", "higher_is_better": True}
@@ -270,14 +278,14 @@ def table(rows: Sequence[Row]) -> str:
 
 def write_csv(path: PathLike, rows: Sequence[Row]) -> None:
     """Every setting and figure, in all digits."""
-    settings = list(dict.fromkeys(name for row in rows for name in row.config))
+    settings = [name for name in dict.fromkeys(name for row in rows for name in row.config) if name != "seeds"]
     methods = sorted({name for row in rows for name in row.lds})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     figures = ["run", "metric", "mean", "deviation", "seeds", "rounds", "bytes", "seconds"]
     writer.writerow([*figures, *(f"LDS {name}" for name in methods), *settings])
     for row in rows:
-        numbers = [row.mean, row.deviation, len(row.values), row.rounds, row.bytes, row.seconds]
+        numbers = [row.mean, row.deviation, row.config["seeds"], row.rounds, row.bytes, row.seconds]
         numbers += [row.lds.get(name, math.nan) for name in methods]
         shown = ["" if isinstance(value, float) and math.isnan(value) else repr(value) for value in numbers]
         writer.writerow([row.name, row.metric["name"], *shown, *(_setting(row, name) for name in settings)])
@@ -286,21 +294,22 @@ def write_csv(path: PathLike, rows: Sequence[Row]) -> None:
 
 def write_index(path: PathLike, rows: Sequence[Row], title: str) -> Path:
     """A page with all runs, which sorts, and links to their reports."""
-    from visualization.report.parts import Cell, Report, Section, Table, Text, write
+    from visualization.report.parts import Cell, Report, Section, Table, Text, address, write
 
     settings, lines = differing(rows), []
     columns = columns_of(rows, settings)
     for row in rows:
         report = row.folder / "report.html"
-        address = Path(os.path.relpath(report, Path(path).parent)).as_posix() if report.is_file() else ""
-        numbers = {"rounds": row.rounds, "bytes": row.bytes, "seconds": row.seconds, "LDS": row.best[1]}
+        link = address(report, Path(path)) if report.is_file() else ""
+        numbers = {"seeds": len(row.values), "rounds": row.rounds, "bytes": row.bytes, "seconds": row.seconds}
+        numbers["LDS"] = row.best[1]
         place = 1 + len(settings)
         cells = []
         for k, (column, text) in enumerate(zip(columns, cells_of(row, columns, settings), strict=True)):
             value = row.mean if k == place else numbers.get(column, math.nan)
             if 0 < k < place and isinstance(row.config.get(column), int | float):
                 value = float(row.config[column])
-            cells.append(Cell(text, None if math.isnan(value) else value, address if k == 0 else ""))
+            cells.append(Cell(text, None if math.isnan(value) else value, link if k == 0 else ""))
         lines.append(cells)
     said = [Text(f"{len(rows)} runs in {title}; a click on a heading sorts by it, a name leads to the run's report.")]
     return write(Report(title, said, [Section("Runs", [Table("All runs", columns, lines)])]), path)

@@ -19,8 +19,9 @@ def draw_run(run_dirs: Sequence[PathLike], folder: PathLike) -> Path:
 
     for run_dir in run_dirs:
         plot_run(run_dir)
-    if len(run_dirs) > 1:
-        plot_seeds(run_dirs, Path(folder, "seeds.png"))
+    if len(run_dirs) == 1:
+        return write_report(folder, run_dirs[0])
+    plot_seeds(run_dirs, Path(folder, "seeds.png"))
     return write_report(folder)
 
 
@@ -34,7 +35,7 @@ def write_report(folder: PathLike, stage1: PathLike | None = None) -> Path:
 
     folder = Path(folder)
     if (folder / "metrics.jsonl").is_file():  # a stage
-        folder, stage1 = folder.parent, folder
+        folder, stage1 = folder.parent, folder if folder.name == "stage1" else stage1
     return write(_report_of(folder, stage1 and Path(stage1)), folder / "report.html")
 
 
@@ -50,9 +51,10 @@ def _report_of(folder: Path, stage1: Path | None) -> Report:
         return report_of_valuations(folder)
     if (folder / "policies.json").is_file():
         return report_of_walks(folder)
-    if stage1 or (stages := stages_of(folder)):
+    seeds, stages = seeds_of(folder), stages_of(folder)
+    if stage1 or (stages and not seeds):
         return report_of(folder, stage1 or stages[0])
-    if not (seeds := seeds_of(folder)):
+    if not seeds:
         raise no_run(folder)
     for seed in seeds:
         write_report(seed)

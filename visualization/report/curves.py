@@ -58,13 +58,13 @@ class Panel:
 
     @property
     def drawn(self) -> dict[str, Any]:
-        """What the template draws: paths, ticks, and, for the pointer, the figures of each path and the ends of x."""
+        """What the template draws: paths, ticks, and, for the pointer, the figures of each path."""
         lines, left_out = _thinned(self.lines)
         y_K = np.concatenate([line.y_T for line in lines] or [np.empty(0)]).astype(float)
         x_K = np.concatenate([line.x_T for line in lines] or [np.empty(0)]).astype(float)
         there_K = np.isfinite(y_K) & np.isfinite(x_K)
         if not there_K.any():
-            return {"lines": [], "x_ticks": [], "y_ticks": [], "left_out": 0, "kinds": [], "ends": "0 1"}
+            return {"lines": [], "x_ticks": [], "y_ticks": [], "left_out": 0, "kinds": []}
         y_K, x_K = y_K[there_K], x_K[there_K]
         log = self.log if self.log is not None else bool(y_K.min() > 0 and _decades(y_K) > DECADES)
         if log:
@@ -89,8 +89,9 @@ class Panel:
             ]
             if points:
                 path = "M" + "L".join(f"{x:g} {y:g}" for x, y, *_ in points)
-                says = " ".join(f"{value:.4g}" for *_, value in points)
-                drawn.append({"name": line.name, "kind": line.kind, "path": path, "figures": says})
+                at, figures = (" ".join(f"{number:{spec}}" for number in numbers) for numbers, spec in (
+                    ([x for *_, x, _ in points], ".15g"), ([value for *_, value in points], ".4g")))  # fmt: skip
+                drawn.append({"name": line.name, "kind": line.kind, "path": path, "at": at, "figures": figures})
         ticks = _log_ticks(low, high) if log else MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
         margin = 1e-9 * (high - low)
         kinds = {line["kind"]: line["name"] for line in drawn if line["kind"] != "worker"}
@@ -104,7 +105,6 @@ class Panel:
             ],
             "y_ticks": [(at_y(y), self.text(y)) for y in ticks if low - margin <= y <= high + margin],
             "left_out": left_out,
-            "ends": f"{first:.15g} {last:.15g}",
             "kinds": list(kinds.items()),
         }
 

@@ -25,6 +25,9 @@ def scores(run: Records) -> list[Any]:
         drawn = pictures(run.folder, f"scores_{method}", f"extremes_{method}")
         if not drawn:
             continue  # scored for an audit or a sweep alone
+        if not all((run.stage / name).is_file() for name in ("labels.npz", "partition.npz")):
+            parts += drawn  # an old run, which does not say whose samples are what
+            continue
         rows = [row for row in load_rows(run.stage, method) if
                 np.isfinite(row.score)]  # fmt: skip
         rows.sort(key=lambda row: row.score)

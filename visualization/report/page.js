@@ -25,9 +25,9 @@ for (const svg of document.querySelectorAll(".curves svg")) {
   const lines = [...svg.querySelectorAll("path")].map((path) => {
     const values = path.dataset.values.split(" ").map(Number);
     const places = path.getAttribute("d").slice(1).split("L").map((place) => place.split(" ").map(Number));
-    return { path, points: places.map(([x, y], k) => [x, y, values[k]]) };
+    const at = path.dataset.at.split(" ");
+    return { path, points: places.map(([x, y], k) => [x, y, values[k], at[k]]) };
   });
-  const [first, last] = svg.dataset.ends.split(" ").map(Number), [left, right] = [64, svg.viewBox.baseVal.width - 12];
   const said = svg.parentElement.querySelector("output"), spot = svg.querySelector(".spot");
   const leave = () => {
     lines.forEach((line) => line.path.classList.remove("on"));
@@ -44,8 +44,7 @@ for (const svg of document.querySelectorAll(".curves svg")) {
     leave();
     if (!best || least > 60 ** 2) return;
     best.line.path.classList.add("on");
-    const [x, y, value] = best.point;
-    const where = Math.round(first + ((x - left) / (right - left)) * (last - first));
+    const [x, y, value, where] = best.point;
     const shown = svg.dataset.percent === undefined ? value.toPrecision(4) : `${(100 * value).toFixed(2)}%`;
     spot.setAttribute("cx", x);
     spot.setAttribute("cy", y);

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from utils.records import PathLike, write_atomically
 
@@ -45,6 +46,11 @@ class Cell:
     shown: str
     value: float | None = None
     href: str = ""
+
+    def __post_init__(self) -> None:
+        if self.value is not None and not math.isfinite(self.value):  # not known: it sorts last
+            object.__setattr__(self, "shown", "–")
+            object.__setattr__(self, "value", None)
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,11 @@ def number(value: float | None, spec: str = ".4g", unit: str = "") -> Cell:
     return Cell(f"{value:{spec}}{unit}".replace("-", "−"), float(value))
 
 
+def address(path: Path, page: Path) -> str:
+    """Where a page finds a file beside it."""
+    return "./" + quote(os.fsencode(os.path.relpath(path, page.parent)))
+
+
 def write(report: Report, path: PathLike) -> Path:
     """Render ``report`` and replace the file at ``path``. Pictures for which no room is left are linked, not shown."""
     path = Path(path)
@@ -120,7 +131,7 @@ def write(report: Report, path: PathLike) -> Path:
         "page.html", report=report, sections=sections, linked=linked, data=as_json(report.data),
         css=(HERE / "page.css").read_text(), script=(HERE / "page.js").read_text(),
     )  # fmt: skip
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode(errors="replace")))  # a folder need not be UTF-8
     return path
 
 
@@ -153,7 +164,7 @@ def _fitting(report: Report, path: Path) -> tuple[list[Section], list[tuple[str,
             if isinstance(part, Picture):
                 size = part.path.stat().st_size * 4 // 3
                 if size > room:
-                    linked.append((part.alt, Path(os.path.relpath(part.path, path.parent)).as_posix()))
+                    linked.append((part.alt, address(part.path, path)))
                     continue
                 room -= size
             parts.append(part)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from utils.effects import asks_graph
 from utils.records import read_json
 from visualization.checked import (
     load_audit,
@@ -46,6 +48,12 @@ class Records:
         """How many train."""
         found = [len(line[key]) for line in self.lines for key in line if key.startswith("worker_val")]
         return int(self.config.get("num_workers") or (found[0] if found else 1))
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether workers have neighbours: a server's clients have none."""
+        known = {"protocol", "chain_order"} <= self.config.keys()
+        return self.workers > 1 and (not known or asks_graph(SimpleNamespace(**self.config)))
 
     @property
     def scored(self) -> list[str]:

@@ -156,5 +156,6 @@ def _about(folder: Path, room: str) -> list[Section]:
 
 def _report(folder: Path, said: list[Text], sections: list[Section], data: dict[str, Any]) -> Report:
     data["config"] = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    folder = folder.resolve()
     title = f"{folder.parent.name}: {folder.name}" if folder.name in ("valuation", "homogeneous") else folder.name
     return Report(title, said, [section for section in sections if section.parts], finite(data))

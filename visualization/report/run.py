@@ -14,23 +14,35 @@ from visualization.finals import load_final
 from visualization.report import influence, training
 from visualization.report.parts import Commands, Report, Section, Text
 from visualization.report.records import Records, pictures
-from visualization.report.verdict import audit_says, data_says, pruning_says, result_says, smoothness_says, trained
+from visualization.report.verdict import (
+    audit_says,
+    data_says,
+    privacy_says,
+    pruning_says,
+    result_says,
+    smoothness_says,
+    trained,
+)
 
+UNSCORED = ("fedasync", "choco")  # protocols without a written derivative
 MOST_NUMBERS = 40_000  # of metrics.jsonl in the embedded data
 
 
 def report_of(folder: Path, stage: Path) -> Report:
     """The report of the run in ``folder``, whose stage 1 is ``stage``. Raises UsageError where a record is damaged."""
     run = Records(folder, stage)
-    return Report(folder.name, verdict(run), [section for section in sections(run) if section.parts], data(run))
+    there = [section for section in sections(run) if section.parts]
+    return Report(folder.resolve().name, verdict(run), there, data(run))
 
 
 def verdict(run: Records) -> list[Text]:
     """What was trained, how well, which data helped, and whether to believe it."""
     final = load_final([run.stage], run.metric) if run.summary else None
     interval = final and (final.interval or _interval(run))
-    said = [trained(run.config, training.size_of(run), run.summary, run.workers)]
+    said = [trained(run.config, training.size_of(run), run.summary, run.workers, run.has_graph)]
     said.append(result_says(run.metric, run.summary, run.figures, interval))
+    said += [fault for fault in training.faults(run) if "on purpose" not in fault.text]
+    said += privacy_says(run.summary.get("privacy"))
     said += pruning_says(run.comparisons)
     said += data_says(run.node_views, run.owners, run.bad)
     said.append(audit_says(run.audit, run.audit_file, has_scores=bool(run.scored)))
@@ -66,7 +78,8 @@ def commands(run: Records) -> Commands:
         if any(path.parent in (record["runs"]["stage2"] or []) for record in run.comparisons):
             lines.append((f"python main.py --config {_quoted(path)}", f"the pruned run {path.parent.name}"))
     where = f"--config {config} --stage1_dir {_quoted(run.stage)}"
-    if run.audit is None:
+    scorable = run.config.get("dp_noise") is None and run.config.get("protocol") not in UNSCORED
+    if run.audit is None and scorable and run.config.get("aggregation", "mean") == "mean":
         lines.append((f"python main_pruned.py {where} --audit", "holds scores against real retraining"))
     lines.append((f"python -m visualization.report {_quoted(run.folder)}", "writes this page again"))
     return Commands(lines)

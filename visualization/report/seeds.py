@@ -14,14 +14,14 @@ import numpy as np
 
 from utils.influence.statistics import mean_interval
 from utils.records import read_json
-from visualization.checked import Record, damaged, load_comparison
+from visualization.checked import Record, load_comparison
 from visualization.comparison_plots import comparisons_of
 from visualization.measures import Measure
 from visualization.report.influence import pruned
 from visualization.report.parts import Cell, Commands, Report, Section, Table, Text, number
 from visualization.report.records import Records, pictures
 from visualization.report.run import finite
-from visualization.report.training import size_of
+from visualization.report.training import faults, size_of
 from visualization.report.verdict import pruning_says, trained
 from visualization.run_folders import first_stage
 from visualization.several_runs import common_measures
@@ -36,8 +36,13 @@ def report_of_seeds(folder: Path, seeds: Sequence[Path]) -> Report:
     comparisons = [load_comparison(path) for path in comparisons_of(folder)]
     lds = _lds(folder, len(seeds))
     values_S = np.array([_figure(run, metric) for run in runs])
-    said = [trained(runs[0].config, size_of(runs[0]), runs[0].summary, runs[0].workers), _result(metric, values_S)]
+    one = runs[0]
+    said = [trained(one.config, size_of(one), one.summary, one.workers, one.has_graph), _result(metric, values_S)]
+    said += [Text(f"{run.folder.name}: {fault.text}", fault.kind) for run in runs for fault in faults(run)
+             if "on purpose" not in fault.text]  # fmt: skip
     said += pruning_says(comparisons)
+    if not lds and (folder / "audit.json").is_file():
+        said.append(Text("The audit is of other seeds: run --audit again.", "unknown"))
     for name, one_S in lds.items():
         if name != "random":
             said.append(Text(f"LDS of {name}: {_mean(one_S, '.2f')} over {len(seeds)} seeds."))
@@ -61,7 +66,7 @@ def report_of_seeds(folder: Path, seeds: Sequence[Path]) -> Report:
     ]
     data = {"seeds": [{"folder": run.folder.name, "summary": run.summary} for run in runs], "lds": lds}
     data["comparisons"] = [read_json(path) for path in comparisons_of(folder)]
-    return Report(folder.name, said, [section for section in sections if section.parts], finite(data))
+    return Report(folder.resolve().name, said, [section for section in sections if section.parts], finite(data))
 
 
 def _commands(folder: Path, seeds: Sequence[Path]) -> list[tuple[str, str]]:
@@ -88,11 +93,14 @@ def _result(metric: Measure, values_S: np.ndarray) -> Text:
         said += f"{ends} over {len(known_S)} seeds, which differ by ± {metric.text(known_S.std(ddof=1))}"
     elif len(known_S) > 1:
         said += f" over {len(known_S)} seeds ({' and '.join(metric.text(value) for value in known_S)})"
-    return Text(f"{said}{metric.units}.", "good")
+    missing = len(values_S) - len(known_S)
+    if missing:
+        said += f"; {missing} of {len(values_S)} seeds have not ended, or diverged"
+    return Text(f"{said}{metric.units}.", "unknown" if missing else "")
 
 
 def _lds(folder: Path, seeds: int) -> dict[str, list[float]]:
-    """The LDS of each seed, by method; empty without an audit."""
+    """The LDS of each seed, by method; empty without an audit of these seeds."""
     path = folder / "audit.json"
     if not path.is_file():
         return {}
@@ -100,9 +108,7 @@ def _lds(folder: Path, seeds: int) -> dict[str, list[float]]:
     found: dict[str, Any] = {}
     for name in methods.values:
         found[name] = methods.part(name).part("lds").numbers("values").tolist()
-        if len(found[name]) != seeds:
-            raise damaged(path, f"methods.{name}.lds.values is not of length {seeds}")
-    return found
+    return found if all(len(values) == seeds for values in found.values()) else {}
 
 
 def _mean(values: Sequence[float], spec: str) -> str:

@@ -70,7 +70,9 @@ def workers(run: Records) -> Table:
         columns.append([Cell(f"{names[c]} ({s:.0%})", float(s)) for c, s in zip(most_N, share_N, strict=True)])
     figure_N = run.figures.get(f"worker_test_{run.metric.name}")
     if figure_N is not None and len(figure_N) == len(run.owners):
-        head.append(f"test {run.metric.words}{run.metric.units}")
+        own, every = run.summary.get("worker_test_samples"), run.summary.get("test_samples")
+        where = f" on {own:,} of {every:,} samples" if own != every else ""
+        head.append(f"test {run.metric.words}{run.metric.units}{where}")
         columns.append([Cell(run.metric.text(value), float(value)) for value in figure_N])
     for name, view in run.node_views.items():
         if len(view["worker_influence"]) == len(run.owners):
@@ -85,7 +87,7 @@ def workers(run: Records) -> Table:
 
 def graph(run: Records) -> list[Any]:
     """The graph: how good each worker is, what its data and the edges did."""
-    parts = pictures(run.stage / "plots", "topology")
+    parts = pictures(run.stage / "plots", "topology") if run.has_graph else []
     parts += [p for name in run.node_views for p in pictures(run.folder, f"node_view_{name}")]
     edges = pictures(run.folder, "edges")
     return parts + edges
@@ -117,7 +119,8 @@ def faults(run: Records) -> list[Any]:
         said.append(f"The data of workers {', '.join(map(str, run.bad['bad_workers']))} were made bad on purpose.")
     if run.bad["flipped"]:
         said.append(f"{len(run.bad['flipped']):,} training labels were flipped on purpose.")
-    diverged = [line for line in run.lines if not np.isfinite(line.get("val_loss") or np.nan)]
+    measured = any("val_loss" in line for line in run.lines)  # what is null in the file is not in the line
+    diverged = [line for line in run.lines if measured and line.get("val_loss") is None]
     if diverged:
         said.append(f"The validation loss was not finite in {len(diverged)} logged rounds, first in round "
                     f"{diverged[0]['round']:.0f}.")  # fmt: skip

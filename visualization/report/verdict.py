@@ -14,17 +14,21 @@ from visualization.report.parts import Text
 GOOD_LDS, FAIR_LDS = 0.8, 0.5  # from which on scores foretell retraining well, and in part
 
 
-def trained(config: dict[str, Any], size: int | None, summary: dict[str, Any], workers: int) -> Text:
+def trained(
+    config: dict[str, Any], size: int | None, summary: dict[str, Any], workers: int, has_graph: bool = True
+) -> Text:
     """What was trained, on how many samples of what, by whom."""
     samples = f"{size:,} samples of " if size else ""
     who = f"{workers} worker{'s' * (workers != 1)}"
-    how = ", ".join(filter(None, (config.get("protocol"), config.get("mode") and f"graph: {config['mode']}")))
+    graph = f"graph: {config['mode']}" if has_graph and config.get("mode") else ""
+    how = ", ".join(filter(None, (config.get("protocol"), graph)))
     length = ""
     if summary:
         epochs, rounds = summary["epochs"], summary["rounds"]
         length = f", {epochs:g} epoch{'s' * (epochs != 1)} in {rounds:,} round{'s' * (rounds != 1)}"
     model = config.get("model", "a network")
-    return Text(f"{who} trained {model} on {samples}{config.get('dataset_name', 'their data')} ({how}){length}.")
+    how = f" ({how})" if how else ""
+    return Text(f"{who} trained {model} on {samples}{config.get('dataset_name', 'their data')}{how}{length}.")
 
 
 def result_says(
@@ -40,10 +44,26 @@ def result_says(
     said = f"Test {metric.words} of the consensus model: {metric.text(value)}{ends}{metric.units}"
     said += ", 95 % interval over the test samples, of one seed" if interval else ""
     worker_N = figures.get(f"worker_test_{metric.name}")
-    if worker_N is not None and np.isfinite(worker_N).any() and len(worker_N) > 1:
+    own, every = summary.get("worker_test_samples"), summary.get("test_samples")
+    if worker_N is not None and np.isfinite(worker_N).any() and len(worker_N) > 1 and own:
         low, high = np.nanmin(worker_N), np.nanmax(worker_N)
-        said += f"; the workers' own models: {metric.text(low)} to {metric.text(high)}"
+        where = f" (on {own:,} of the {every:,} test samples)" if own != every else ""
+        said += f"; the workers' own models{where}: {metric.text(low)} to {metric.text(high)}"
     return Text(f"{said}.")
+
+
+def privacy_says(found: dict[str, Any] | None) -> list[Text]:
+    """What epsilon a private run came to, from the ``privacy`` of its summary."""
+    if not found:
+        return []
+    if found.get("epsilon") is None:
+        return [Text("Privacy: none, gradients were only clipped.", "note")]
+    return [
+        Text(
+            f"Privacy: epsilon {found['epsilon']:.3g} at delta {found['delta']:.2g} for the samples of worker "
+            f"{found['worker']}, the least protected (docs/privacy.md says for whom this holds)."
+        )
+    ]
 
 
 def pruning_says(comparisons: Sequence[dict[str, Any]]) -> list[Text]:
@@ -71,8 +91,9 @@ def data_says(views: dict[str, dict[str, Any]], owners: Sequence[str], made_bad:
         if len(influence_N) != len(owners) or len(owners) < 2 or not np.isfinite(influence_N).all():
             continue
         best, worst = int(influence_N.argmax()), int(influence_N.argmin())
-        text = f"By {name} the data of worker {owners[best]} helped most, those of worker {owners[worst]} "
-        text += "did harm" if influence_N[worst] < 0 else "least"
+        did, least = ("helped most", "least") if influence_N[best] > 0 else ("harmed least", "most")
+        text = f"By {name} the data of worker {owners[best]} {did}, those of worker {owners[worst]} "
+        text += "did harm" if influence_N[worst] < 0 < influence_N[best] else least
         if bad:
             lowest = set(np.argsort(influence_N)[: len(bad)].tolist())
             found = len(lowest & set(bad))
@@ -87,14 +108,14 @@ def audit_says(audit: dict[str, Any] | None, record: dict[str, Any], has_scores:
         if not has_scores:
             return Text("No scores were computed: which samples helped is not known.", "note")
         return Text("These scores were not held against retraining: add --audit before you believe them.", "unknown")
-    parts, best = [], -1.0
+    parts, best = [], -1.0  # the best LDS that is no chance
     for name, method in sorted(audit["methods"].items(), key=lambda item: -np.nan_to_num(item[1]["lds"], nan=-2)):
         if name == "random" or not np.isfinite(method["lds"]):
             continue
         low, high = method["interval"] or (np.nan, np.nan)
         ends = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
-        parts.append(f"{name} {_foretells(method['lds'], low)} (LDS {method['lds']:.2f}{ends})".replace("-", "−"))
-        best = max(best, method["lds"])
+        parts.append(f"{name} {_foretells(method['lds'], low, high)} (LDS {method['lds']:.2f}{ends})".replace("-", "−"))
+        best = max(best, method["lds"] if not low <= 0 else -1.0)
     if not parts:
         return Text("The audit has no rank correlation: nothing changed when samples were left out.", "unknown")
     count, fraction = len(audit["actual"]), 100 * audit["fraction"]
@@ -102,8 +123,10 @@ def audit_says(audit: dict[str, Any] | None, record: dict[str, Any], has_scores:
     return Text(said, "good" if best >= GOOD_LDS else "unknown" if best >= FAIR_LDS else "bad")
 
 
-def _foretells(lds: float, low: float) -> str:
-    if np.isfinite(low) and low <= 0:
+def _foretells(lds: float, low: float, high: float) -> str:
+    if high < 0:
+        return "foretells the opposite"
+    if low <= 0:
         return "cannot be told from chance"
     return f"foretells it {'well' if lds >= GOOD_LDS else 'in part' if lds >= FAIR_LDS else 'badly'}"
 
