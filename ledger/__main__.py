@@ -228,6 +228,7 @@ def pay_run(arguments: argparse.Namespace) -> int:
     from ledger.keys import read_public
     from utils.errors import UsageError, unknown_name
     from visualization.ledger import plot_payout
+    from visualization.report import write_report
 
     if arguments.method not in METHODS:
         raise unknown_name("--method", arguments.method, METHODS)
@@ -247,6 +248,8 @@ def pay_run(arguments: argparse.Namespace) -> int:
     print(paying.table(record))
     print(f"{folder / paying.PAYOUT}, {plot_payout(folder)}"
           + ("; a simulation: nothing was paid (--rpc URL pays)" if arguments.rpc is None else ""))  # fmt: skip
+    if (folder / "report.html").is_file():
+        print(f"report: {write_report(folder)}")
     return 0
 
 

@@ -20,6 +20,7 @@ from training.pruning import open_stage1, run_stage1
 from training.run import own_folder
 from utils.pruning_args import PruningConfig
 from visualization.ledger import plot_payout
+from visualization.report import write_report
 
 FLIPPED = {6: 0.3, 7: 0.6}  # worker: share of its labels that are wrong
 BUDGET = 1_000_000
@@ -55,4 +56,5 @@ def demo(results_dir: str, overwrite: bool, quiet: bool) -> dict[str, Any]:
         print(paying.table(record))
         told = ", ".join(f"worker {k}: {share:.0%}" for k, share in shares.items())
         print(f"wrong labels: {told}; {plot_payout(folder, config.worker_flips)}")
+        print(f"report: {write_report(folder)}")
     return record

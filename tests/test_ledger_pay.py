@@ -231,6 +231,8 @@ def test_the_demonstration(tmp_path, capsys):
     amounts = [row["amount"] for row in record["workers"]]
     assert sum(amounts) == 1_000_000 and amounts[7] == 0 and max(amounts[6:]) < min(amounts[:6])
     assert "computed again" in capsys.readouterr().out and (tmp_path / "ledger-demo" / "payout.png").exists()
+    page = (tmp_path / "ledger-demo" / "report.html").read_text()
+    assert "Who is paid" in page and all(row["account"] in page for row in record["workers"])
     assert ledger_main(["verify", str(tmp_path / "ledger-demo" / "ledger"), "--replay", "sample:2", "--quiet"]) == 0
 
 

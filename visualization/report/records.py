@@ -87,6 +87,7 @@ ALTS = {
     "values": "What each institution's data are worth, by each method and by the truth",
     "costs": "How near each method is to the truth, and how long it takes",
     "samples": "The samples of the highest and lowest value",
+    "payout": "What each worker's data did to the models, and what it is paid",
     "policies": "How many hops each way to choose the next node needs",
     "walk": "One walk of the model from node to node",
     "learning": "How the agent learned, walk by walk",

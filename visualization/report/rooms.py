@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from utils.records import read_json, read_record, spelled
+from visualization.report.paid import paid
 from visualization.report.parts import Cell, Commands, Report, Section, Table, Text, number
 from visualization.report.records import json, pictures
 from visualization.report.run import finite
@@ -61,6 +62,7 @@ def report_of_valuation(folder: Path) -> Report:
         Section("Methods", [Table("How near to the truth, and for how long", METHOD_HEAD, judged),
                             *pictures(folder / "plots", "costs")]),
         Section("Samples", pictures(folder / "plots", "samples")),
+        Section("Who is paid", paid(folder)),
         *_about(folder, "valuation"),
     ]  # fmt: skip
     return _report(folder, said, sections, {"valuation": record})

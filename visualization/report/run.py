@@ -12,6 +12,7 @@ from utils.records import read_json
 from visualization.comparison_plots import comparisons_of
 from visualization.finals import load_final
 from visualization.report import influence, training
+from visualization.report.paid import paid
 from visualization.report.parts import Commands, Report, Section, Text
 from visualization.report.records import Records, pictures
 from visualization.report.verdict import (
@@ -66,6 +67,7 @@ def sections(run: Records) -> list[Section]:
         Section("Scores", influence.scores(run)),
         Section("Can the scores be believed?", influence.belief(run)),
         Section("Pruned and retrained", influence.pruned(run.folder, run.comparisons, run.metric)),
+        Section("Who is paid", paid(run.folder)),
         Section("Faults", training.faults(run)),
         Section("Settings and versions", training.settings(run), closed=True),
     ]
