@@ -1,6 +1,6 @@
 """When can a score be trusted? Accuracy, metasmoothness and LDS of all methods, over networks and ways to train them.
 
-    python -m benchmarks.trust                               30 settings on the digits, two seeds each: hours
+    python -m benchmarks.trust                               39 settings on the digits, two seeds each: hours
     python -m benchmarks.trust --settings MLP CNN --seeds 1  some of them
     python -m benchmarks.trust --table                       what is there, as a table and as a picture
 
@@ -69,6 +69,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "smooth CNN": ("--model", "cnn_smooth"),
     "smooth CNN, lr 0.1": ("--model", "cnn_smooth", "--lr", "0.1"),
     "smooth CNN, lr 0.2": ("--model", "cnn_smooth", "--lr", "0.2"),
+    "smooth CNN, GroupNorm, lr 0.1": ("--model", "cnn_smooth_group", "--lr", "0.1"),
     "smooth CNN, Dirichlet 0.1": ("--model", "cnn_smooth", "--alpha", "0.1"),
     "smooth CNN, everyone with everyone": ("--model", "cnn_smooth", "--mode", "all"),
     **{name: ("--model", name) for name in VARIANTS},
