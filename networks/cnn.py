@@ -35,8 +35,8 @@ def cnn_smooth(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Sequen
 
 
 def cnn_smooth_group(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Sequential:
-    """:func:`cnn_smooth` with GroupNorm in 8 groups before the activations of its convolutions: more accurate at the same
-    rate, and as smooth (docs/trust.md)."""
+    """:func:`cnn_smooth` with GroupNorm in 8 groups before the activations of its convolutions: more accurate at the
+    same rate, and as smooth (docs/trust.md)."""
     return smooth_variant(num_classes, image_shape, groups=8)
 
 
