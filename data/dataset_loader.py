@@ -70,8 +70,8 @@ def load_dataset(
         raise UsageError(f"--dataset_path {str(path)!r} is no path: {error}") from error
     except OSError:
         pass  # the reader says what is missing
-    # Digits come with scikit-learn, and read faster than a cache; what a program has registered may change unseen.
-    if name == "digits" or not isinstance(DATASETS[name], str):
+    # Digits come with scikit-learn, and read faster than a cache; arrays of a program without files may change unseen.
+    if name == "digits" or (not isinstance(DATASETS[name], str) and not path.exists()):
         arrays = _decoded(name, reader(path, options), options)
         return _dataset(name, arrays, _fingerprint(arrays))
 

@@ -182,7 +182,8 @@ def run(extended: Path, *words: str) -> str:
         [sys.executable, *words], cwd=extended, env=environment, capture_output=True, text=True, timeout=800
     )
     assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr and "Traceback" not in done.stderr, done.stderr
+    warned = [line for line in done.stderr.splitlines() if "warning" in line and "'if' assumes" not in line]
+    assert not warned and "Traceback" not in done.stderr, done.stderr  # so short a training is far from its optimum
     return done.stdout + done.stderr
 
 

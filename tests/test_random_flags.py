@@ -26,7 +26,7 @@ def good_values(f: dataclasses.Field) -> st.SearchStrategy[list[str]]:
     if is_boolean(f):
         return st.sampled_from([[], ["True"], ["False"], ["0"], ["yes"]])
     if f.metadata["choices"]:
-        return st.sampled_from(f.metadata["choices"]).map(lambda v: [v])
+        return st.sampled_from(tuple(f.metadata["choices"])).map(lambda v: [v])
     if typing.get_origin(kind) is tuple:
         return st.lists(st.sampled_from(["0.2", "0.5", "1", "if", "dice"]), min_size=1, max_size=3)
     if "int" in f.type:

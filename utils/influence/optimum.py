@@ -26,4 +26,4 @@ def gradient_ratio(head: nn.Linear, features_nF: Tensor, residuals_nC: Tensor, w
         mean.append(residuals_nC.mean(0))
     pulls = [(g + weight_decay * w.double()).flatten() for g, w in zip(mean, weights, strict=True)]
     typical = ((residuals_nC**2).sum(1) * sizes_n).mean().sqrt()
-    return (torch.cat(pulls).norm() / typical).item() if typical > 0 else 0.0
+    return torch.where(typical > 0, torch.cat(pulls).norm() / typical, 0.0).item()  # 0: every sample fits

@@ -19,10 +19,10 @@ def draw_run(run_dirs: Sequence[PathLike], folder: PathLike) -> Path:
 
     for run_dir in run_dirs:
         plot_run(run_dir)
-    if len(run_dirs) == 1:
-        return write_report(folder, run_dirs[0])
-    plot_seeds(run_dirs, Path(folder, "seeds.png"))
-    return write_report(folder)
+    if len(run_dirs) > 1:
+        plot_seeds(run_dirs, Path(folder, "seeds.png"))
+        return write_report(folder)
+    return write_report(folder, *run_dirs)
 
 
 def write_report(folder: PathLike, stage1: PathLike | None = None) -> Path:
