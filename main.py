@@ -71,8 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def report(config: Config, summary: dict[str, Any], folder: Path) -> None:
     """The last line of a run, and one on how private it was."""
-    from training.privacy import in_words
-    from utils.records import figure_of, metric_of, shown, spelled
+    from utils.records import figure_of, metric_of, privacy_said, shown, spelled
 
     metric = metric_of(summary)
     std = summary.get(f"test_{metric['name']}_std")
@@ -82,7 +81,7 @@ def report(config: Config, summary: dict[str, Any], folder: Path) -> None:
         f"{summary['epochs']:.0f} epochs in {summary['seconds']:.0f} s; {folder}"
     )
     if "privacy" in summary:
-        print(in_words(summary["privacy"]))
+        print(privacy_said(summary["privacy"]))
     if config.plots:
         print(f"report: {folder / 'report.html'}")
 

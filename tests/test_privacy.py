@@ -22,11 +22,12 @@ from tests.runs import digits_job
 from training import checkpoint
 from training.build import build
 from training.coalitions import all_coalitions, train_coalitions
-from training.privacy import epsilon, in_words, spent, steps_made
+from training.privacy import epsilon, spent, steps_made
 from training.protocols import check_differentiable, load_protocol
 from utils.args import Config
 from utils.errors import UsageError
 from utils.random import normals
+from utils.records import privacy_said
 from valuation.args import ValuationConfig
 from valuation.methods import OF_SGD, add_noise, why_not
 from workers.optimizers import SGD, Adam
@@ -294,7 +295,7 @@ def test_each_worker_has_its_own_epsilon():
     assert found["worker"] == 0 and found["epsilon"] == max(found["worker_epsilon"]) and found["clip"] == 0.5
     other = dataclasses.replace(job, config=dataclasses.replace(job.config, dp_delta=0.001))
     assert spent(other, torch.tensor([10, 10, 10]))["worker_delta"] == [0.001] * 3
-    assert f"epsilon {found['epsilon']:.3g}" in in_words(found) and "worker 0" in in_words(found)
+    assert f"epsilon {found['epsilon']:.3g}" in privacy_said(found) and "worker 0" in privacy_said(found)
 
 
 def test_clipping_alone_protects_nothing(tmp_path, capsys):
@@ -393,5 +394,5 @@ def test_valuation_says_epsilon(tmp_path, capsys):
     rounds = min(3, record["rounds"] + 1)
     for n, found in zip(map(len, job.shards), record["privacy"]["worker_epsilon"], strict=True):
         assert found == pytest.approx(epsilon(1.1, min(32, n) / n, -(-n // min(32, n)) * rounds, 1 / (10 * n)))
-    assert in_words(record["privacy"]) in capsys.readouterr().out
+    assert privacy_said(record["privacy"]) in capsys.readouterr().out
     assert "hide" in refused(capsys, valuation.__main__.main([*flags, "--overwrite", "--valuations", "cascade"]))

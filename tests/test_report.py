@@ -320,13 +320,13 @@ def test_verdicts_do_not_contradict_themselves():
 
     def said(lds, interval):
         audit = {"methods": {"cascade": {"lds": lds, "interval": interval}}, "actual": [1.0] * 4, "fraction": 0.05}
-        return audit_says(audit, {}, True)
+        return audit_says(audit, True)
 
     assert "chance" in said(0.85, (-0.1, 0.99)).text and said(0.85, (-0.1, 0.99)).kind == "bad"
     assert "the opposite" in said(-0.9, (-0.99, -0.8)).text
     assert "well" in said(0.9, (0.8, 0.95)).text and said(0.9, (0.8, 0.95)).kind == "good"
     view = {"if": {"worker_influence": np.array([-1.0, -2.0, -3.0])}}
-    (text,) = data_says(view, ["a", "b", "c"], {"bad_workers": [], "flipped": []})
+    (text,) = data_says(view, ["a", "b", "c"], [])
     assert "worker a harmed least, those of worker c most" in text.text
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -76,9 +77,7 @@ def cells_of(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[Cell]]:
     fixed, axes = _split(argv)
     if not axes:
         raise UsageError("a grid needs a flag with several values, such as --lr 0.02 0.05 0.1 (main.py trains one run)")
-    count = 1
-    for values in axes.values():
-        count *= len(values)
+    count = math.prod(map(len, axes.values()))
     if count > MOST_RUNS:
         raise UsageError(f"that are {count:,} runs: give fewer values (at most {MOST_RUNS:,} runs)")
     cells: dict[str, Cell] = {}

@@ -119,13 +119,3 @@ def epsilon(noise: float, rate: float, steps: int, delta: float) -> float:
             middle = (low + high) // 2
             low, high = (low, middle) if bound(middle) <= bound(middle + 1) else (middle + 1, high)
         return bound(low)
-
-
-def in_words(found: dict[str, Any]) -> str:
-    """A line on what :func:`spent` found."""
-    if found["epsilon"] is None:
-        return f"privacy: none, gradients were only clipped to {found['clip']:g}"
-    return (
-        f"privacy: epsilon {found['epsilon']:.3g} at delta {found['delta']:.2g} for the samples of worker "
-        f"{found['worker']}, the least protected (noise {found['noise']:g}, clip {found['clip']:g})"
-    )

@@ -52,7 +52,7 @@ def write_json(path: PathLike, obj: Any) -> None:
     Besides JSON's own types it takes numpy arrays and scalars, tensors and paths. The top level gets
     a line for each key: readable, and lists of a million weights stay fast and on one line.
     """
-    obj = _plain(obj)
+    obj = strict_json(obj)
     if isinstance(obj, dict) and obj:
         items = (json.dumps({key: value}, allow_nan=False)[1:-1] for key, value in obj.items())
         text = "{\n  " + ",\n  ".join(items) + "\n}"
@@ -84,7 +84,7 @@ class MetricsLog:
 
     def append(self, *lines: dict[str, Any]) -> None:
         """Add lines and flush them. If the disk refuses: UsageError, and what was there before stays."""
-        data = "".join(json.dumps(_plain(line), allow_nan=False) + "\n" for line in lines).encode()
+        data = "".join(json.dumps(strict_json(line), allow_nan=False) + "\n" for line in lines).encode()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "ab+", buffering=0) as file:
@@ -175,6 +175,16 @@ def pruned_by(pruning: dict[str, Any]) -> str:
     steps, folds = pruning.get("steps", 1), pruning.get("folds", 1)
     how = (f" in {steps} steps" if steps > 1 else "") + (f" by {folds} folds" if folds > 1 else "")
     return pruning["algorithm"] + how
+
+
+def privacy_said(found: dict[str, Any]) -> str:
+    """A line on what a private run came to, from the ``privacy`` of its summary."""
+    if found["epsilon"] is None:
+        return f"privacy: none, gradients were only clipped to {found['clip']:g}"
+    return (
+        f"privacy: epsilon {found['epsilon']:.3g} at delta {found['delta']:.2g} for the samples of worker "
+        f"{found['worker']}, the least protected (noise {found['noise']:g}, clip {found['clip']:g})"
+    )
 
 
 def spelled(name: str) -> str:
@@ -323,16 +333,16 @@ class Run:
         return read_labels(self.path) if self.has("labels.npz") else None
 
 
-def _plain(obj: Any) -> Any:
-    """``obj`` in strict JSON's types."""
+def strict_json(obj: Any) -> Any:
+    """``obj`` in strict JSON's types; what is not finite is null."""
     if isinstance(obj, dict):
-        return {key: _plain(value) for key, value in obj.items()}
+        return {key: strict_json(value) for key, value in obj.items()}
     if isinstance(obj, list | tuple):
-        return [_plain(value) for value in obj]
+        return [strict_json(value) for value in obj]
     if isinstance(obj, float):
         return obj if math.isfinite(obj) else None
     if hasattr(obj, "tolist"):  # arrays, numpy scalars, tensors
-        return _plain(obj.tolist())
+        return strict_json(obj.tolist())
     return os.fspath(obj) if isinstance(obj, os.PathLike) else obj
 
 

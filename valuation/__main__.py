@@ -107,13 +107,13 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     import numpy as np
 
     from training.coalitions import all_coalitions
-    from training.privacy import check_accountant, in_words, spent
+    from training.privacy import check_accountant, spent
     from training.protocols import local_epoch_steps
     from training.rooms import bind_room, claim_room
     from utils.errors import UsageError
     from utils.flags import where
     from utils.progress import bar
-    from utils.records import read_record, write_json
+    from utils.records import privacy_said, read_record, write_json
     from utils.registry import VALUATIONS
     from valuation.args import MOST_EXACT
     from valuation.comparison import judged, table
@@ -172,7 +172,7 @@ def value(config: ValuationConfig, folder: Path) -> dict[str, Any]:
     print(table(record))
     print(f"{record['metric']} {record['utility']:.4f} after {record['rounds']} rounds; none: {empty:.4f}; {folder}")
     if "privacy" in record:
-        print(in_words(record["privacy"]))
+        print(privacy_said(record["privacy"]))
     if config.plots:
         draw(study, folder)
     return record

@@ -24,26 +24,20 @@ MOST_LINES = 28
 
 
 def sum_up(folder: PathLike, plots: bool = True) -> list[str]:
-    """The table of a grid's runs, and, with ``plots``, the paths of grid.png and index.html; as lines to be printed."""
-    folder = Path(folder)
-    record = read_record(folder / "grid.json", "axes", "runs")
-    own = [row for _, row in _points(folder, record)]
-    if not own:
-        raise UsageError(f"no run of {folder / 'grid.json'} has been trained")
-    lines = [table(own)]
-    if plots:
-        lines.append(str(plot_grid(folder)))
-        lines.append(str(write_index(folder / "index.html", own, folder.name)))
-    return lines
-
-
-def plot_grid(folder: PathLike) -> Path:
-    """Draw grid.png: the test figure over the values of a flag. Raises UsageError where a record is damaged."""
+    """The table of a grid's runs, and, with ``plots``, the paths of grid.png and index.html; as lines to be printed.
+    Raises UsageError where a record is damaged."""
     folder = Path(folder)
     record = read_record(folder / "grid.json", "axes", "runs")
     points = _points(folder, record)
-    axes = {str(name): [str(value) for value in values] for name, values in record["axes"].items()}
-    return save(draw_grid(axes, points), folder / "grid.png")
+    if not points:
+        raise UsageError(f"no run of {folder / 'grid.json'} has been trained")
+    rows = [row for _, row in points]
+    lines = [table(rows)]
+    if plots:
+        axes = {str(name): [str(value) for value in values] for name, values in record["axes"].items()}
+        lines.append(str(save(draw_grid(axes, points), folder / "grid.png")))
+        lines.append(str(write_index(folder / "index.html", rows, folder.name)))
+    return lines
 
 
 def _points(folder: Path, record: dict[str, Any]) -> list[tuple[dict[str, str], Row]]:

@@ -125,3 +125,17 @@ def metric_scale(axes: Axes, measure: Measure) -> None:
     elif measure.bounded and np.isfinite(high):
         axes.set_ylim(low, max(min(high, 1.01), low + 1e-6))
     number_axis(axes.yaxis, measure)
+
+
+def bytes_text(count: float) -> str:
+    """A number of bytes, in a unit that suits it; empty where it is not known."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return "" if np.isnan(count) else f"{count:.3g} TB"
+
+
+def setting_text(value: object) -> str:
+    """The value of a flag as it is typed; empty where it has none."""
+    return "" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -22,6 +22,7 @@ from typing import Any
 from utils.errors import UsageError, refusal
 from utils.records import PathLike, metric_of, read_json, spelled, write_atomically
 from visualization.checked import Record, damaged
+from visualization.measures import bytes_text, setting_text
 from visualization.run_folders import seeds_of, stages_of
 
 DEEPEST = 6  # folders below the one that is named
@@ -155,12 +156,7 @@ def _lds(folder: Path) -> dict[str, float]:
 def differing(rows: Sequence[Row]) -> list[str]:
     """The settings in which the runs that have them differ, in the order of the flags."""
     names = dict.fromkeys(name for row in rows for name in row.config if name not in ASIDE)
-    return [name for name in names if len({_setting(row, name) for row in rows if name in row.config}) > 1]
-
-
-def _setting(row: Row, name: str) -> str:
-    value = row.config.get(name)
-    return "" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return [name for name in names if len({setting_text(row.config[name]) for row in rows if name in row.config}) > 1]
 
 
 def chosen(rows: Sequence[Row], where: Sequence[str]) -> list[Row]:
@@ -175,7 +171,7 @@ def chosen(rows: Sequence[Row], where: Sequence[str]) -> list[Row]:
         if name not in known:
             raise _unknown("setting", name, known)
         wanted.append((name, value.strip()))
-    found = [row for row in rows if all(_same(_setting(row, name), value) for name, value in wanted)]
+    found = [row for row in rows if all(_same(setting_text(row.config.get(name)), value) for name, value in wanted)]
     if not found:
         raise UsageError(f"none of the {len(rows)} runs has {' and '.join(where)}")
     return found
@@ -235,14 +231,6 @@ def _result(row: Row) -> str:
     return f"{row.mean:{spec}}{spread}"
 
 
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return "" if math.isnan(count) else f"{count:.3g} TB"
-
-
 def columns_of(rows: Sequence[Row], settings: Sequence[str]) -> list[str]:
     """The names of the columns."""
     metrics = list(dict.fromkeys(spelled(row.metric["name"]) for row in rows if row.metric["name"]))
@@ -257,9 +245,9 @@ def cells_of(row: Row, columns: Sequence[str], settings: Sequence[str]) -> list[
     result = _result(row)
     if "metric" in columns and row.values:
         result = f"{spelled(row.metric['name'])} {result}"
-    cells = [row.name, *(_setting(row, key) for key in settings), result]
+    cells = [row.name, *(setting_text(row.config.get(key)) for key in settings), result]
     cells += [str(len(row.values))] if "seeds" in columns else []
-    cells += [_figure(row.rounds, "g"), _bytes(row.bytes), _figure(row.seconds, ".3g")]
+    cells += [_figure(row.rounds, "g"), bytes_text(row.bytes), _figure(row.seconds, ".3g")]
     return cells + ([f"{name} {lds:.2f}" if name else ""] if "LDS" in columns else [])
 
 
@@ -288,7 +276,8 @@ def write_csv(path: PathLike, rows: Sequence[Row]) -> None:
         numbers = [row.mean, row.deviation, row.config["seeds"], row.rounds, row.bytes, row.seconds]
         numbers += [row.lds.get(name, math.nan) for name in methods]
         shown = ["" if isinstance(value, float) and math.isnan(value) else repr(value) for value in numbers]
-        writer.writerow([row.name, row.metric["name"], *shown, *(_setting(row, name) for name in settings)])
+        own = [setting_text(row.config.get(name)) for name in settings]
+        writer.writerow([row.name, row.metric["name"], *shown, *own])
     write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 

@@ -28,8 +28,7 @@ def scores(run: Records) -> list[Any]:
         if not all((run.stage / name).is_file() for name in ("labels.npz", "partition.npz")):
             parts += drawn  # an old run, which does not say whose samples are what
             continue
-        rows = [row for row in load_rows(run.stage, method) if
-                np.isfinite(row.score)]  # fmt: skip
+        rows = [row for row in load_rows(run.stage, method) if np.isfinite(row.score)]
         rows.sort(key=lambda row: row.score)
         flipped, parts = set(run.bad["flipped"]), parts + drawn
         for title, chosen in (
@@ -63,6 +62,7 @@ def belief(run: Records) -> list[Any]:
 
 
 def detection(run: Records) -> list[Table]:
+    """How many of the flipped labels each method has among its lowest scores."""
     found = run.audit_file.get("mislabel") or {}
     rows = [
         [name, number(one["auroc"], ".3f"), *(number(one[key], ".0%") for key in ("found_10", "found_20"))]

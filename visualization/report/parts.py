@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from utils.records import PathLike, write_atomically
+from utils.records import PathLike, strict_json, write_atomically
 
 MOST_BYTES = 2_900_000  # of a whole report, in characters; browsers on phones take that
 MOST_ROWS = 500  # of a table
@@ -147,7 +147,7 @@ def render(name: str, **values: Any) -> str:
 
 def as_json(data: dict[str, Any]) -> str:
     """JSON that can stand in a script element: nothing in it ends the element."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False, default=str)
+    text = json.dumps(strict_json(data), separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("&", "\\u0026")
 
 

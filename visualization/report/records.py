@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from utils.effects import asks_graph
-from utils.records import read_json
+from utils.records import read_json, read_partition
 from visualization.checked import (
     load_audit,
     load_comparison,
@@ -48,6 +48,11 @@ class Records:
         """How many train."""
         found = [len(line[key]) for line in self.lines for key in line if key.startswith("worker_val")]
         return int(self.config.get("num_workers") or (found[0] if found else 1))
+
+    @property
+    def size(self) -> int | None:
+        """How many samples are trained on; None where no record says it."""
+        return sum(map(len, read_partition(self.stage))) if (self.stage / "partition.npz").is_file() else None
 
     @property
     def has_graph(self) -> bool:

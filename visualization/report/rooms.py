@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from utils.records import read_json, read_record, spelled
+from utils.records import read_record, spelled
+from visualization.measures import setting_text
 from visualization.report.paid import paid
 from visualization.report.parts import Cell, Commands, Report, Section, Table, Text, number
 from visualization.report.records import json, pictures
-from visualization.report.run import finite
-from visualization.report.training import value_of
 
 FREE = ("equal", "size")  # values that need no model: what others must beat
 
@@ -88,7 +87,7 @@ def report_of_valuations(folder: Path) -> Report:
         Section("Methods", [Table("How near to the truth, 95 % over seeds", (*METHOD_HEAD[:3], "Kendall's tau"), rows),
                             *pictures(folder / "plots", "values", "costs")]),
         Section("Seeds", [Table("A report each", ["seed"], each)]),
-        *_about(folder / f"seed-{seeds[0]}", "valuation"),
+        *_about(folder, "valuation", folder / f"seed-{seeds[0]}"),
     ]  # fmt: skip
     return _report(folder, said, sections, {"summary": record})
 
@@ -142,12 +141,13 @@ def _share(share: float, low: float, high: float) -> str:
 METHOD_HEAD = ("method", "relative L1 error", "cosine", "took")
 
 
-def _about(folder: Path, room: str) -> list[Section]:
-    """How to repeat it, and the settings."""
-    config = json(folder / "config.json").get("config") or {}
-    flags = [[f"--{name}", value_of(value)] for name, value in config.items() if value not in (None, [], "")]
+def _about(folder: Path, room: str, run: Path | None = None) -> list[Section]:
+    """How to repeat it, and the settings; ``run``: the seed whose config.json has them, where there are several."""
+    path = (run or folder) / "config.json"
+    config = json(path).get("config") or {}
+    flags = [[f"--{name}", setting_text(value)] for name, value in config.items() if value not in (None, [], "")]
     lines = [
-        (f"python -m {room} --config {shlex.quote(str(folder / 'config.json'))}", "does the same again"),
+        (f"python -m {room} --config {shlex.quote(str(path))}", "does the same again"),
         (f"python -m visualization.report {shlex.quote(str(folder))}", "writes this page again"),
     ]
     return [
@@ -157,7 +157,7 @@ def _about(folder: Path, room: str) -> list[Section]:
 
 
 def _report(folder: Path, said: list[Text], sections: list[Section], data: dict[str, Any]) -> Report:
-    data["config"] = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    data["config"] = json(folder / "config.json")
     folder = folder.resolve()
     title = f"{folder.parent.name}: {folder.name}" if folder.name in ("valuation", "homogeneous") else folder.name
-    return Report(title, said, [section for section in sections if section.parts], finite(data))
+    return Report(title, said, [section for section in sections if section.parts], data)

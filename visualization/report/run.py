@@ -8,22 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from utils.records import read_json
+from utils.records import privacy_said, read_json
 from visualization.comparison_plots import comparisons_of
 from visualization.finals import load_final
 from visualization.report import influence, training
 from visualization.report.paid import paid
 from visualization.report.parts import Commands, Report, Section, Text
 from visualization.report.records import Records, pictures
-from visualization.report.verdict import (
-    audit_says,
-    data_says,
-    privacy_says,
-    pruning_says,
-    result_says,
-    smoothness_says,
-    trained,
-)
+from visualization.report.verdict import audit_says, data_says, pruning_says, result_says, smoothness_says, trained
 
 UNSCORED = ("fedasync", "choco")  # protocols without a written derivative
 MOST_NUMBERS = 40_000  # of metrics.jsonl in the embedded data
@@ -40,13 +32,14 @@ def verdict(run: Records) -> list[Text]:
     """What was trained, how well, which data helped, and whether to believe it."""
     final = load_final([run.stage], run.metric) if run.summary else None
     interval = final and (final.interval or _interval(run))
-    said = [trained(run.config, training.size_of(run), run.summary, run.workers, run.has_graph)]
+    said = [trained(run)]
     said.append(result_says(run.metric, run.summary, run.figures, interval))
-    said += [fault for fault in training.faults(run) if "on purpose" not in fault.text]
-    said += privacy_says(run.summary.get("privacy"))
+    said += [*training.faults(run), *training.on_purpose(run)]
+    if privacy := run.summary.get("privacy"):
+        said.append(Text(f"{privacy_said(privacy).capitalize()}; docs/privacy.md says for whom this holds."))
     said += pruning_says(run.comparisons)
-    said += data_says(run.node_views, run.owners, run.bad)
-    said.append(audit_says(run.audit, run.audit_file, has_scores=bool(run.scored)))
+    said += data_says(run.node_views, run.owners, run.bad["bad_workers"])
+    said.append(audit_says(run.audit, has_scores=bool(run.scored)))
     said += smoothness_says(run.audit_file.get("metasmoothness"))
     return said
 
@@ -68,12 +61,13 @@ def sections(run: Records) -> list[Section]:
         Section("Can the scores be believed?", influence.belief(run)),
         Section("Pruned and retrained", influence.pruned(run.folder, run.comparisons, run.metric)),
         Section("Who is paid", paid(run.folder)),
-        Section("Faults", training.faults(run)),
+        Section("Faults", [*training.faults(run), *training.on_purpose(run)]),
         Section("Settings and versions", training.settings(run), closed=True),
     ]
 
 
 def commands(run: Records) -> Commands:
+    """What repeats the run, proves its scores, and writes the page again."""
     config = _quoted(run.stage / "config.json")
     lines = [(f"python main.py --config {config}", "trains the same again, to the bit on the same machine")]
     for path in sorted(run.folder.glob("stage2_*/config.json")):
@@ -93,17 +87,8 @@ def data(run: Records) -> dict[str, Any]:
     lines = np.linspace(0, len(run.lines) - 1, min(len(run.lines), max(2, MOST_NUMBERS // each))).round().astype(int)
     found = {"config": run.config_file, "summary": run.summary, "metrics": [run.lines[k] for k in lines]}
     found |= {"audit": run.audit_file, "comparisons": [read_json(path) for path in comparisons_of(run.folder)]}
-    return finite(found)
+    return found
 
 
 def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
-
-
-def finite(value: Any) -> Any:
-    """What strict JSON can say: null for what is not finite."""
-    if isinstance(value, dict):
-        return {key: finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

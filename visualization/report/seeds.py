@@ -20,8 +20,7 @@ from visualization.measures import Measure
 from visualization.report.influence import pruned
 from visualization.report.parts import Cell, Commands, Report, Section, Table, Text, number
 from visualization.report.records import Records, pictures
-from visualization.report.run import finite
-from visualization.report.training import faults, size_of
+from visualization.report.training import faults
 from visualization.report.verdict import pruning_says, trained
 from visualization.run_folders import first_stage
 from visualization.several_runs import common_measures
@@ -36,10 +35,8 @@ def report_of_seeds(folder: Path, seeds: Sequence[Path]) -> Report:
     comparisons = [load_comparison(path) for path in comparisons_of(folder)]
     lds = _lds(folder, len(seeds))
     values_S = np.array([_figure(run, metric) for run in runs])
-    one = runs[0]
-    said = [trained(one.config, size_of(one), one.summary, one.workers, one.has_graph), _result(metric, values_S)]
-    said += [Text(f"{run.folder.name}: {fault.text}", fault.kind) for run in runs for fault in faults(run)
-             if "on purpose" not in fault.text]  # fmt: skip
+    said = [trained(runs[0]), _result(metric, values_S)]
+    said += [Text(f"{run.folder.name}: {fault.text}", fault.kind) for run in runs for fault in faults(run)]
     said += pruning_says(comparisons)
     if not lds and (folder / "audit.json").is_file():
         said.append(Text("The audit is of other seeds: run --audit again.", "unknown"))
@@ -66,7 +63,7 @@ def report_of_seeds(folder: Path, seeds: Sequence[Path]) -> Report:
     ]
     data = {"seeds": [{"folder": run.folder.name, "summary": run.summary} for run in runs], "lds": lds}
     data["comparisons"] = [read_json(path) for path in comparisons_of(folder)]
-    return Report(folder.resolve().name, said, [section for section in sections if section.parts], finite(data))
+    return Report(folder.resolve().name, said, [section for section in sections if section.parts], data)
 
 
 def _commands(folder: Path, seeds: Sequence[Path]) -> list[tuple[str, str]]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from utils.records import read_partition, spelled
+from utils.records import spelled
 from visualization.checked import load_labels, load_partition
 from visualization.class_plots import count_classes
+from visualization.measures import bytes_text, setting_text
 from visualization.report.curves import Line, Panel
 from visualization.report.parts import Cell, Table, Text, number
 from visualization.report.records import Records, pictures
@@ -40,11 +41,6 @@ def curves(run: Records) -> list[Panel]:
         title = "How far the workers are from their mean"
         panels.append(Panel(title, "round", "consensus distance (RMS)", [distance], log=bool((y_T[1:] > 0).all())))
     return panels
-
-
-def size_of(run: Records) -> int | None:
-    """How many samples are trained on."""
-    return sum(map(len, read_partition(run.stage))) if (run.stage / "partition.npz").is_file() else None
 
 
 def costs(run: Records) -> Table:
@@ -81,16 +77,14 @@ def workers(run: Records) -> Table:
     if run.bad["bad_workers"]:
         head.append("made bad")
         columns.append([Cell("yes" if k in run.bad["bad_workers"] else "") for k in range(len(run.owners))])
-    rows = [row for row in zip(*columns, strict=False)]
-    return Table("Who holds what, and how it ended", head, rows)
+    return Table("Who holds what, and how it ended", head, list(zip(*columns, strict=False)))
 
 
 def graph(run: Records) -> list[Any]:
     """The graph: how good each worker is, what its data and the edges did."""
     parts = pictures(run.stage / "plots", "topology") if run.has_graph else []
     parts += [p for name in run.node_views for p in pictures(run.folder, f"node_view_{name}")]
-    edges = pictures(run.folder, "edges")
-    return parts + edges
+    return parts + pictures(run.folder, "edges")
 
 
 def right_and_wrong(run: Records) -> list[Any]:
@@ -105,20 +99,24 @@ def right_and_wrong(run: Records) -> list[Any]:
     return parts
 
 
-def faults(run: Records) -> list[Any]:
-    """What went wrong in the run, on purpose or not."""
+def on_purpose(run: Records) -> list[Text]:
+    """What was made bad on purpose."""
     said = []
-    if run.summary.get("stopped_early"):
-        said.append("Early stopping ended the training.")
-    if run.summary.get("isolated"):
-        named = ", ".join(map(str, run.summary["isolated"]))
-        said.append(f"Workers cut off since their parameters were no longer finite: {named}.")
     if bad := run.summary.get("byzantine"):
-        said.append(f"Workers {', '.join(map(str, bad['workers']))} sent something else ({bad['attack']}).")
+        said.append(f"Workers {', '.join(map(str, bad['workers']))} sent something else on purpose ({bad['attack']}).")
     if run.bad["bad_workers"]:
         said.append(f"The data of workers {', '.join(map(str, run.bad['bad_workers']))} were made bad on purpose.")
     if run.bad["flipped"]:
         said.append(f"{len(run.bad['flipped']):,} training labels were flipped on purpose.")
+    return [Text(text, "note") for text in said]
+
+
+def faults(run: Records) -> list[Text]:
+    """What went wrong in the run."""
+    said = []
+    if run.summary.get("isolated"):
+        named = ", ".join(map(str, run.summary["isolated"]))
+        said.append(f"Workers cut off since their parameters were no longer finite: {named}.")
     measured = any("val_loss" in line for line in run.lines)  # what is null in the file is not in the line
     diverged = [line for line in run.lines if measured and line.get("val_loss") is None]
     if diverged:
@@ -129,23 +127,12 @@ def faults(run: Records) -> list[Any]:
 
 def settings(run: Records) -> list[Table]:
     """Every flag, and versions."""
-    changed = [[name, value_of(value)] for name, value in run.config.items() if value not in (None, [], "")]
+    changed = [[name, setting_text(value)] for name, value in run.config.items() if value not in (None, [], "")]
     parts = [Table("Flags", ["flag", "value"], [[f"--{name}", value] for name, value in changed])]
     about = {**run.config_file.get("versions", {}), **run.config_file.get("execution", {})}
     about |= {key: run.config_file[key] for key in ("git_revision", "machine") if run.config_file.get(key)}
-    return [*parts, Table("Versions and execution", ["what", "value"], [[k, value_of(v)] for k, v in about.items()])]
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def value_of(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    rows = [[name, setting_text(value)] for name, value in about.items()]
+    return [*parts, Table("Versions and execution", ["what", "value"], rows)]
 
 
 COSTS = (
@@ -155,7 +142,7 @@ COSTS = (
     ("training samples a second", "samples_per_second", lambda v: number(v, ",.0f")),
     ("simulated time", "virtual_seconds", lambda v: number(v, ".4g", " s")),
     ("messages", "messages", lambda v: Cell(f"{v:,}", v)),
-    ("bytes sent", "bytes", lambda v: Cell(_bytes(v), v)),
-    ("bytes between processes", "crossed_bytes", lambda v: Cell(_bytes(v), v)),
+    ("bytes sent", "bytes", lambda v: Cell(bytes_text(v), v)),
+    ("bytes between processes", "crossed_bytes", lambda v: Cell(bytes_text(v), v)),
     ("consensus distance at the end", "consensus_distance", lambda v: number(v, ".3g")),
 )

@@ -10,25 +10,24 @@ import numpy as np
 from utils.records import pruned_by
 from visualization.measures import Measure
 from visualization.report.parts import Text
+from visualization.report.records import Records
 
 GOOD_LDS, FAIR_LDS = 0.8, 0.5  # from which on scores foretell retraining well, and in part
 
 
-def trained(
-    config: dict[str, Any], size: int | None, summary: dict[str, Any], workers: int, has_graph: bool = True
-) -> Text:
+def trained(run: Records) -> Text:
     """What was trained, on how many samples of what, by whom."""
-    samples = f"{size:,} samples of " if size else ""
-    who = f"{workers} worker{'s' * (workers != 1)}"
-    graph = f"graph: {config['mode']}" if has_graph and config.get("mode") else ""
-    how = ", ".join(filter(None, (config.get("protocol"), graph)))
-    length = ""
-    if summary:
-        epochs, rounds = summary["epochs"], summary["rounds"]
+    samples = f"{run.size:,} samples of " if run.size else ""
+    who = f"{run.workers} worker{'s' * (run.workers != 1)}"
+    graph = f"graph: {run.config['mode']}" if run.has_graph and run.config.get("mode") else ""
+    how = ", ".join(filter(None, (run.config.get("protocol"), graph)))
+    how, length = f" ({how})" if how else "", ""
+    if run.summary:
+        epochs, rounds = run.summary["epochs"], run.summary["rounds"]
         length = f", {epochs:g} epoch{'s' * (epochs != 1)} in {rounds:,} round{'s' * (rounds != 1)}"
-    model = config.get("model", "a network")
-    how = f" ({how})" if how else ""
-    return Text(f"{who} trained {model} on {samples}{config.get('dataset_name', 'their data')}{how}{length}.")
+        length += ", when early stopping ended it" if run.summary.get("stopped_early") else ""
+    what = f"{run.config.get('model', 'a network')} on {samples}{run.config.get('dataset_name', 'their data')}"
+    return Text(f"{who} trained {what}{how}{length}.")
 
 
 def result_says(
@@ -52,20 +51,6 @@ def result_says(
     return Text(f"{said}.")
 
 
-def privacy_says(found: dict[str, Any] | None) -> list[Text]:
-    """What epsilon a private run came to, from the ``privacy`` of its summary."""
-    if not found:
-        return []
-    if found.get("epsilon") is None:
-        return [Text("Privacy: none, gradients were only clipped.", "note")]
-    return [
-        Text(
-            f"Privacy: epsilon {found['epsilon']:.3g} at delta {found['delta']:.2g} for the samples of worker "
-            f"{found['worker']}, the least protected (docs/privacy.md says for whom this holds)."
-        )
-    ]
-
-
 def pruning_says(comparisons: Sequence[dict[str, Any]]) -> list[Text]:
     """What each pruning was worth."""
     said = []
@@ -82,10 +67,9 @@ def pruning_says(comparisons: Sequence[dict[str, Any]]) -> list[Text]:
     return said
 
 
-def data_says(views: dict[str, dict[str, Any]], owners: Sequence[str], made_bad: dict[str, Any]) -> list[Text]:
-    """Whose data helped most and least, by each method that was looked at by node; and what was made bad on purpose."""
-    bad, flipped = made_bad["bad_workers"], len(made_bad["flipped"])
-    said = [Text(f"{flipped:,} training labels were flipped on purpose.", "note")] if flipped else []
+def data_says(views: dict[str, dict[str, Any]], owners: Sequence[str], bad: Sequence[int]) -> list[Text]:
+    """Whose data helped most and least, by each method that was looked at by node. ``bad``: whose were made bad."""
+    said = []
     for name, view in views.items():
         influence_N = view["worker_influence"]
         if len(influence_N) != len(owners) or len(owners) < 2 or not np.isfinite(influence_N).all():
@@ -102,7 +86,7 @@ def data_says(views: dict[str, dict[str, Any]], owners: Sequence[str], made_bad:
     return said
 
 
-def audit_says(audit: dict[str, Any] | None, record: dict[str, Any], has_scores: bool) -> Text:
+def audit_says(audit: dict[str, Any] | None, has_scores: bool) -> Text:
     """Whether scores may be believed."""
     if audit is None:
         if not has_scores:
@@ -141,5 +125,3 @@ def smoothness_says(found: dict[str, Any] | None) -> list[Text]:
     if found.get("smooth"):
         return [Text(f"{text}: smooth enough for scores to be meaningful.")]
     return [Text(f"{text}: the training is so rough that scores foretell little.", "bad")]
-
-
