@@ -5,9 +5,9 @@
     python -m benchmarks.trust --table                       what is there, as a table and as a picture
 
 Each line of the record is a setting and a seed: main_pruned.py --audit with 40 groups of 1 and of 5 % of the samples
-masked. Lines that are there, of the same flags, are not made again. The picture puts the LDS of ``cascade`` against
-metasmoothness, and the line at the foot of the table says below what metasmoothness scores predict badly. Further flags
-are those of main_pruned.py and hold for every setting.
+masked. Lines that are there, of the same flags, are not made again, and what a stopped one had retrained is gone on
+with. The picture puts the LDS of ``cascade`` against metasmoothness, and the line at the foot of the table says below
+what metasmoothness scores predict badly. Further flags are those of main_pruned.py and hold for every setting.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import argparse
 import dataclasses
 import functools
 import os
+import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +79,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 def main(argv: list[str] | None = None) -> int:
     """Parse, measure what is missing, print, draw."""
     register()
+    from utils.digest import digest_json
     from utils.errors import UsageError, refusal
     from utils.records import MetricsLog
     from visualization.trust import plot_trust
@@ -99,8 +100,10 @@ def main(argv: list[str] | None = None) -> int:
         for name, seed in () if asked.table else wanted:
             if (name, seed) not in lines:
                 print(f"{name}, seed {seed}", file=sys.stderr)
-                lines[name, seed] = measured(name, seed, rest)
+                folder = path.with_suffix("") / digest_json([flags(name, rest), seed])[:12]
+                lines[name, seed] = measured(name, seed, rest, folder)
                 log.append({"round": len(there) + len(lines), **lines[name, seed]})
+                shutil.rmtree(folder)
         shown = [lines[key] for key in sorted(wanted, key=lambda key: asked.settings.index(key[0])) if key in lines]
         if not shown:
             raise UsageError(f"{path} has none of these yet: leave out --table.")
@@ -128,33 +131,35 @@ def flags(name: str, rest: list[str]) -> list[str]:
     return [*COMMON, *SETTINGS.get(name, ()), *rest]
 
 
-def measured(name: str, seed: int, rest: list[str]) -> dict[str, Any]:
-    """A line of the record."""
+def measured(name: str, seed: int, rest: list[str], folder: Path) -> dict[str, Any]:
+    """A line of the record, by a run in this folder, which it goes on with where it was stopped."""
     from training.audit import audit
     from training.pruning import open_stage1
     from utils.influence.last_layer import optimality
     from utils.influence.targets import node_weights
     from utils.parser import parse
     from utils.pruning_args import PruningConfig
+    from utils.records import read_json, write_json
 
     config = parse(PruningConfig, [*flags(name, rest), "--seed", str(seed)], __doc__, varied=True)
-    with tempfile.TemporaryDirectory() as folder:
-        config = dataclasses.replace(config, results_dir=folder, quiet=True, plots=False, run_name="run")
-        stage1 = open_stage1(dataclasses.replace(config, methods=METHODS))
-        seconds = {"training": stage1.summary["seconds"]}
-        for method in METHODS:
+    config = dataclasses.replace(config, results_dir=str(folder), quiet=True, plots=False, run_name="run", resume=True)
+    stage1 = open_stage1(dataclasses.replace(config, methods=METHODS))
+    kept = folder / "seconds.json"
+    seconds = read_json(kept) if kept.exists() else {"training": stage1.summary["seconds"]}
+    for method in METHODS:
+        if method not in seconds:
             start = time.perf_counter()
             stage1.scores(method)
-            seconds[method] = time.perf_counter() - start
-        weights_N = node_weights(config.num_workers, config.target)
-        optimum = optimality(stage1.run, stage1.run.last_layer(weights_N))
-        line = {"setting": name, "seed": seed, "flags": flags(name, rest), "accuracy": stage1.summary["test_accuracy"],
-                "gradient_ratio": optimum, "seconds": seconds, "smoothness": {}, "lds": {}}  # fmt: skip
-        for fraction in FRACTIONS:
-            stage1.config = dataclasses.replace(stage1.config, audit_fraction=fraction)
-            record = audit(stage1)
-            line["smoothness"][str(fraction)] = record["metasmoothness"]["mean"]
-            line["lds"][str(fraction)] = {m: [e["lds"], *e["interval"]] for m, e in record["methods"].items()}
+            write_json(kept, seconds := {**seconds, method: time.perf_counter() - start})
+    weights_N = node_weights(config.num_workers, config.target)
+    optimum = optimality(stage1.run, stage1.run.last_layer(weights_N))
+    line = {"setting": name, "seed": seed, "flags": flags(name, rest), "accuracy": stage1.summary["test_accuracy"],
+            "gradient_ratio": optimum, "seconds": seconds, "smoothness": {}, "lds": {}}  # fmt: skip
+    for fraction in FRACTIONS:
+        stage1.config = dataclasses.replace(stage1.config, audit_fraction=fraction)
+        record = audit(stage1)
+        line["smoothness"][str(fraction)] = record["metasmoothness"]["mean"]
+        line["lds"][str(fraction)] = {m: [e["lds"], *e["interval"]] for m, e in record["methods"].items()}
     return line
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 
 import command
+import numpy as np
 import pytest
 import torch
 from command import prune
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import digits_job
+from scipy import stats
 from torch import nn
 
 from training.protocols import load_protocol
 from training.smoothness import SMOOTH, directions, smoothness_said
 from utils.influence.smoothness import metasmoothness
+from visualization.checked import load_audit
+from visualization.influence_plots import draw_audit
 
 MOVES = st.lists(st.floats(-10, 10).filter(lambda x: abs(x) > 1e-3), min_size=1, max_size=8)
 
@@ -95,7 +99,24 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
         prune(tmp_path, *words)
 
 
-@pytest.mark.parametrize(("mean", "warned"), [(SMOOTH + 0.01, False), (SMOOTH - 0.01, True), (math.nan, True)])
-def test_who_is_warned(mean, warned):
-    record = {"mean": mean, "interval": [mean, mean], "smooth": mean >= SMOOTH}
-    assert ("predict retraining badly" in smoothness_said(record, 0.05)) == warned
+@pytest.mark.parametrize(
+    ("mean", "words"), [(SMOOTH + 0.01, ""), (SMOOTH - 0.01, "predict retraining badly"), (math.nan, "diverged")]
+)
+def test_who_is_warned(mean, words):
+    said = smoothness_said({"mean": mean, "interval": [mean, mean], "smooth": mean >= SMOOTH}, 0.05)
+    assert words in said and ("--lr" in said) == bool(words)
+
+
+def test_a_retraining_that_diverges_is_the_largest_rise_and_named(tmp_path, monkeypatch, capsys):
+    """The rank of infinity, not an LDS of NaN, and the picture is drawn."""
+    monkeypatch.setattr("training.audit.actual_changes", lambda *_: (np.array([1.0, 2.0, np.nan, 3.0]), 0.5))
+    words = ("--epochs", "1", "--audit", "--audit_groups", "4", "--methods", "if", "--plots")
+    folder = prune(tmp_path, *words)
+    record = command.load(folder / "audit.json")
+    assert record["diverged"] == [2] and record["actual"] == [1, 2, None, 3]
+    entry = record["methods"]["if"]
+    assert entry["lds"] == pytest.approx(stats.spearmanr(entry["predicted"], [1, 2, 4, 3]).statistic)
+    assert all(-1 <= end <= 1 for end in entry["interval"])
+    assert "diverged without group 2" in capsys.readouterr().out
+    assert "; 1 diverged" in draw_audit(load_audit(folder)).get_suptitle()
+    assert "1 of them diverged" in (folder / "report.html").read_text()

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import removals, trust
+from training import retrain
 from visualization.trust import GOOD, plot_trust, threshold, together
 
 ROOT = Path(trust.__file__).parent.parent
@@ -71,6 +72,31 @@ def test_what_is_there_is_not_measured_again(tmp_path):
     assert (tmp_path / "trust.jsonl").read_text() == first
     line = json.loads(first.splitlines()[0])
     assert line["setting"] == "MLP" and -1 <= line["smoothness"]["0.01"] <= 1 and len(line["lds"]["0.05"]["if"]) == 3
+
+
+@pytest.mark.slow
+def test_what_a_stopped_one_has_retrained_is_kept(tmp_path, monkeypatch):
+    words = ["--settings", "MLP", "--seeds", "1", "--out", str(tmp_path / "trust.jsonl"), "--epochs", "2",
+             "--max_train", "200", "--num_workers", "4", "--audit_groups", "4"]  # fmt: skip
+    retrained, real = [], retrain.retrain
+
+    def stops_in_the_second_audit(job, rounds, masks_Mn, *rest):
+        if sum(retrained) >= 6:
+            raise KeyboardInterrupt
+        retrained.append(len(masks_Mn))
+        return real(job, rounds, masks_Mn, *rest)
+
+    monkeypatch.setattr("training.audit.masked_against_removed", lambda *_: None)
+    monkeypatch.setattr("training.audit.retrain", stops_in_the_second_audit)
+    with pytest.raises(KeyboardInterrupt):
+        trust.main(words)
+    [kept] = (tmp_path / "trust").glob("*/seconds.json")
+    seconds = json.loads(kept.read_text())
+    monkeypatch.setattr("training.audit.retrain", lambda *a: retrained.append(len(a[2])) or real(*a))
+    assert trust.main(words) == 0
+    assert sum(retrained) == 2 * 5  # the whole run and four groups, of 1 and of 5 %
+    assert json.loads((tmp_path / "trust.jsonl").read_text())["seconds"] == seconds
+    assert not list((tmp_path / "trust").iterdir())
 
 
 @pytest.mark.slow

@@ -81,6 +81,7 @@ def audit(stage1: Stage1) -> dict[str, Any]:
         "fraction": config.audit_fraction,
         "full": full,
         "actual": actual_M.tolist(),
+        "diverged": np.flatnonzero(~np.isfinite(actual_M)).tolist(),
         "methods": methods,
         "metasmoothness": smooth,
         "masked_vs_removed": masked_against_removed(stage1, groups_Mg, actual_M, full),
@@ -131,6 +132,12 @@ def report(record: dict[str, Any], folder: Path) -> str:
     for method, entry in record["methods"].items():
         low, high = entry["interval"]
         lines.append(f"  {method:8s} {entry['lds']:6.3f}  [{low:.3f}, {high:.3f}]")
+    if record["diverged"]:
+        which = ", ".join(map(str, record["diverged"]))
+        lines.append(
+            f"  retraining diverged without group {which}, counted as the largest rise: such a run is too rough for "
+            "scores, take a smaller --lr"
+        )
     lines.append(smoothness_said(record["metasmoothness"], record["fraction"]))
     for method, entry in (record["mislabel"] or {}).items():
         lines.append(

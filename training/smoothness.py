@@ -7,6 +7,7 @@ Legend: M groups, n samples, N workers, P trainable floats.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -80,6 +81,11 @@ def smoothness_told(stage1: Stage1) -> str:
 def smoothness_said(record: dict[str, Any], fraction: float) -> str:
     """The record in words."""
     (low, high), mean = record["interval"], record["mean"]
+    if not math.isfinite(mean):
+        return (
+            f"metasmoothness of switching off {fraction:.0%} of the samples is not defined: a retraining diverged, or "
+            "nothing moved. Scores cannot predict such a run; take a smaller --lr (docs/trust.md)"
+        )
     said = f"metasmoothness {mean:.3f} [{low:.3f}, {high:.3f}] of switching off {fraction:.0%} of the samples"
     if record["smooth"]:
         return said

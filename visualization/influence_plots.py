@@ -54,7 +54,8 @@ def plot_audit(run_dir: PathLike, out: PathLike, stage1_dir: PathLike | None = N
 def draw_audit(audit: dict[str, Any], loss: Measure = LOSS) -> Figure:
     """A panel a method: predicted (own scale) against actual change of F for each masked group.
 
-    Grey lines: zero; dashed: predicted = actual. Either is left out where it is out of view.
+    Grey lines: zero; dashed: predicted = actual. Either is left out where it is out of view. Retrainings that diverged
+    have no place on it and are counted above it.
     """
     methods, actual_M = audit["methods"], np.array(audit["actual"], dtype=float)
     columns = min(3, max(1, len(methods)))
@@ -82,9 +83,11 @@ def draw_audit(audit: dict[str, Any], loss: Measure = LOSS) -> Figure:
         axes.axis("off")
     for axes in panels[::columns]:
         power_ticks(axes.yaxis, "actual change", loss.unit)
+    gone = int((~np.isfinite(actual_M)).sum())
     figure.suptitle(
         f"{len(actual_M)} retrainings, {100 * audit['fraction']:.3g}% of the samples masked in each: change of\n"
-        f"the validation loss ({plain(audit['target'])}); dashed: predicted = actual",
+        f"the validation loss ({plain(audit['target'])}); dashed: predicted = actual"
+        + f"; {gone} diverged" * (gone > 0),
         x=0.01, ha="left", fontsize=11,
     )  # fmt: skip
     return figure

@@ -13,14 +13,16 @@ BOOTSTRAP = 2000
 
 def spearman(predicted_M: np.ndarray, actual_M: np.ndarray) -> float:
     """Spearman's rank correlation; 0 where one side is constant (no information)."""
-    if np.ptp(predicted_M) == 0 or np.ptp(actual_M) == 0:
+    if (predicted_M == predicted_M[0]).all() or (actual_M == actual_M[0]).all():
         return 0.0
     return float(stats.spearmanr(predicted_M, actual_M).statistic)
 
 
 def lds(predicted_M: np.ndarray, actual_M: np.ndarray, seed: int = 0) -> tuple[float, tuple[float, float]]:
     """The linear datamodeling score (Park et al. 2023): Spearman correlation of predicted and actual
-    changes over groups, with a 95 % percentile bootstrap interval over the groups."""
+    changes over groups, with a 95 % percentile bootstrap interval over the groups. A retraining that diverged (NaN) is
+    the worst that a removal can do: it ranks with infinity."""
+    actual_M = np.where(np.isnan(actual_M), np.inf, actual_M)
     rng = np.random.default_rng(seed)
     count = len(actual_M)
     draws = rng.integers(count, size=(BOOTSTRAP, count))

@@ -103,7 +103,9 @@ def audit_says(audit: dict[str, Any] | None, has_scores: bool) -> Text:
     if not parts:
         return Text("The audit has no rank correlation: nothing changed when samples were left out.", "unknown")
     count, fraction = len(audit["actual"]), 100 * audit["fraction"]
-    said = f"Held against {count} retrainings without {fraction:.3g}% of the samples: {'; '.join(parts)}."
+    gone = int((~np.isfinite(audit["actual"])).sum())
+    diverged = f" ({gone} of them diverged, and count as the largest rise)" if gone else ""
+    said = f"Held against {count} retrainings without {fraction:.3g}% of the samples{diverged}: {'; '.join(parts)}."
     return Text(said, "good" if best >= GOOD_LDS else "unknown" if best >= FAIR_LDS else "bad")
 
 
