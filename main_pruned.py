@@ -68,6 +68,7 @@ def run(config: PruningConfig) -> dict[str, Any]:
     from training.comparison import comparison_said, prune
     from training.edges import edges_said
     from training.pruning import check_ratios, check_stage2, manner, node_view, open_stage1, run_stage1, stage2_dir
+    from training.shares import share_to_keep
     from training.smoothness import smoothness_told
     from training.sweep import sweep, sweep_said
     from utils.records import figure_of, metric_of, shown, spelled
@@ -92,8 +93,9 @@ def run(config: PruningConfig) -> dict[str, Any]:
         print(edges_said(stage1))
     method, run_dir = config.prunes_by, None
     if method:
-        run_dir = stage2_dir(stage1.folder, method, config.train_ratio, **manner(config, method))
-        record = results["comparison"] = prune(stage1, method, config.train_ratio, reuse=bool(results))
+        ratio, reuse = share_to_keep(stage1, method), bool(results or config.choose_ratio)
+        run_dir = stage2_dir(stage1.folder, method, ratio, **manner(config, method))
+        record = results["comparison"] = prune(stage1, method, ratio, reuse)
         if method != "noprune":
             node_view(stage1, method)
         print(comparison_said(record, stage1.folder))

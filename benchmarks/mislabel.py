@@ -5,6 +5,7 @@
     python -m benchmarks.mislabel --lds                LDS of all methods at 1 and 5 % masked
     python -m benchmarks.mislabel --steps 1 4 8        pruning by cascade at once, and in 4 and 8 steps
     python -m benchmarks.mislabel --folds 1 5 --clean  and by folds of the validation set, on labels as they are
+    python -m benchmarks.mislabel --choose             pruning by cascade to a share that held-out samples choose
 
 Further flags are those of main_pruned.py and change the setting (``--dataset_name``, ``--model``, ...).
 Tables are markdown; figures are means over seeds with 95 % t intervals, differences are paired by seed.
@@ -23,6 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 METHODS = ("cascade", "dice", "delete", "if", "random")
 RATIOS = (0.85, 0.6)
+CHOICES = (0.95, 0.9, 0.85, 0.75, 0.6)
+FIXED = (0.95, 0.85)
 
 
 def main() -> int:
@@ -37,7 +40,8 @@ def main() -> int:
     own.add_argument("--lds", action="store_true", help="LDS instead of flipped labels")
     own.add_argument("--steps", type=int, nargs="+", metavar="K", help="pruning in K steps instead of all methods")
     own.add_argument("--folds", type=int, nargs="+", metavar="F", help="pruning by F folds instead of all methods")
-    own.add_argument("--clean", action="store_true", help="--steps and --folds: flip no labels")
+    own.add_argument("--choose", action="store_true", help="a share chosen by --choose_ratio instead of all methods")
+    own.add_argument("--clean", action="store_true", help="--steps, --folds and --choose: flip no labels")
     own.add_argument("--runs", type=int, default=5, help="seeds [5]")
     own.add_argument("--out", default="results/benchmarks/mislabel.json")
     options, rest = own.parse_known_args()
@@ -48,6 +52,8 @@ def main() -> int:
         if options.steps or options.folds:
             ways = [(K, F) for K in options.steps or [1] for F in options.folds or [1]]
             study = functools.partial(in_ways, ways=ways, clean=options.clean)
+        if options.choose:
+            study = functools.partial(chosen_shares, clean=options.clean)
         with tempfile.TemporaryDirectory() as folder:
             record = study(dataclasses.replace(config, results_dir=folder, quiet=True, plots=False), options.runs)
         write_json(options.out, {"settings": config.changing_results(), "runs": options.runs, **record})
@@ -130,6 +136,36 @@ def in_ways(config, runs: int, ways: list[tuple[int, int]], clean: bool) -> dict
     others = ("stage 1", "random", first)
     table(["kept", *(f"minus {o}, {w}" for o in others for w in ("points", "test loss"))], rows)
     return {"ways": {n: [{k: s[k] for k in ("test_accuracy", "test_loss")} for s in of] for n, of in figures.items()}}
+
+
+def chosen_shares(config, runs: int, clean: bool) -> dict:
+    """Pruning by ``cascade`` to a share of ``--choose_ratio``, and to fixed ones: stage 2 minus stage 1, and minus a
+    random pruning to the same share, in accuracy and in test loss."""
+    from benchmarks.common import cell, table
+    from training.pruning import run_stage2
+    from training.shares import share_to_keep
+
+    config = dataclasses.replace(
+        config, flip_labels=0.0 if clean else config.flip_labels or 0.1, choose_ratio=config.choose_ratio or CHOICES
+    )
+    figures: dict[str, list[dict]] = {}
+    for stage1 in stages(config, runs):
+        chosen = share_to_keep(stage1, "cascade")
+        for name, share in {"chosen": chosen, **{f"{share:g}": share for share in FIXED}}.items():
+            found = {"cascade": stage1.summary, "random": stage1.summary}
+            if share < 1:  # else stage 2 would be stage 1 again
+                found = {method: run_stage2(stage1, method, share, reuse=True)[0] for method in found}
+            figures.setdefault(name, []).append({"share": share, "stage 1": stage1.summary, **found})
+    rows = []
+    for name, of in figures.items():
+        shares = ", ".join(f"{one['share']:g}" for one in of)
+        row = [f"chosen: {shares}" if name == "chosen" else name]
+        for other in ("stage 1", "random"):
+            for key, scale, digits in (("test_accuracy", 100, 1), ("test_loss", 1, 3)):
+                row.append(cell([one["cascade"][key] - one[other][key] for one in of], scale, digits))
+        rows.append(row)
+    table(["kept", *(f"minus {o}, {w}" for o in ("stage 1", "random") for w in ("points", "test loss"))], rows)
+    return {"choices": figures}
 
 
 def bad_workers(config, runs: int) -> dict:

@@ -78,6 +78,7 @@ BAD_PRUNING: dict[str, tuple[str, ...]] = {
     "stage": ("0", "3", "-1", "one", "1.5"),
     "pruning_algorithm": (*NAME, "cascad"),
     "train_ratio": SHARE,
+    "choose_ratio": ("0", "1", "-0.5", "x", "nan", "0.9 2", ""),
     "sweep": ("0", "1.1", "-0.5", "x", "nan", "0.9 2", ""),
     "methods": ("noprune", "no-such-thing", "if dicee"),
     "audit_groups": (*COUNT, "2"),

@@ -140,6 +140,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("--train_ratio 0.7 --stage 1", "--train_ratio 0.7"),
         ("--train_ratio 0.7 --audit", "--train_ratio 0.7 --audit --pruning_algorithm if"),
         ("--train_ratio 0.7 --pruning_algorithm noprune", "--train_ratio 0.7 --pruning_algorithm random"),
+        ("--train_ratio 0.7 --choose_ratio 0.9", "--train_ratio 0.7"),
     ],
     "control": [
         ("--no-control --stage 1", "--no-control"),
@@ -188,6 +189,11 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("--prune_steps 2 --audit", "--prune_steps 2"),
         ("--prune_steps 2 --pruning_algorithm random", "--prune_steps 2 --pruning_algorithm random --sweep 0.5"),
         ("--prune_steps 2 --stage 1", "--prune_steps 2 --sweep 0.5 --methods if"),
+    ],
+    "choose_ratio": [
+        ("--choose_ratio 0.9 --audit", "--choose_ratio 0.9"),
+        ("--choose_ratio 0.9 --pruning_algorithm random", "--choose_ratio 0.9 --pruning_algorithm if"),
+        ("--choose_ratio 0.9 --stage 1", "--choose_ratio 0.9 --audit --pruning_algorithm if"),
     ],
     "val_folds": [
         ("--val_folds 2 --audit", "--val_folds 2"),

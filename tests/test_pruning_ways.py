@@ -1,4 +1,4 @@
-"""Pruning in steps, and by folds of the validation set, from the command line to its files."""
+"""Pruning in steps, by folds of the validation set, and to a share that they choose: from the command line to files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import shutil
 import command
 import numpy as np
 import pytest
+import torch
 from command import arguments, prune, refused, summary
 
 import main_pruned
+from training.pruning import open_stage1
+from training.retrain import masks_without, trained
+from training.scores import folds_of, keep_best, scores_for
+from utils.parser import parse
+from utils.pruning_args import PruningConfig
 from utils.records import read_partition
 from utils.scores import read_scores
 
@@ -105,3 +111,66 @@ def test_what_the_folds_agree_on_is_pruned(by_folds):
 def test_more_folds_than_pairs_of_validation_samples_are_refused(copy, capsys):
     words = ("--pruning_algorithm", "delete", "--val_folds", "100")
     assert "too few" in refused(capsys, main_pruned.main(arguments(copy, *words)))
+
+
+# ---- a share that held-out parts choose ---------------------------------------------------------------------------
+
+CHOOSE = ("--pruning_algorithm", "delete", "--choose_ratio", "0.9", "0.5")
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory):
+    """A choice between two shares, and all."""
+    return prune(tmp_path_factory.mktemp("chosen"), *CHOOSE)
+
+
+def test_parts_judge_what_the_others_propose(chosen):
+    """One figure by hand: without what folds 1 to 4 score lowest, the loss on fold 0, minus that of the whole run."""
+    stage1 = open_stage1(parse(PruningConfig, arguments(chosen.parent, *CHOOSE), "", varied=True))
+    part = folds_of(stage1.run, 0, 5)
+    job, worker_n = stage1.job, stage1.run.worker_of_n.cpu()
+    where = stage1.folder / "influence", stage1.final_state
+    scores = [scores_for("delete", stage1.run, stage1.config, *where, fold=(f, 5))[0] for f in range(1, 5)]
+    off = job.train_ids[~torch.isin(job.train_ids, keep_best(torch.stack(scores).mean(0), worker_n, 0.5))]
+    losses = []
+    for removed in ([], off.tolist()):
+        fleet = trained(job, stage1.run.rounds, masks_without(job.sample_weights_n, [removed]))
+        losses.append(fleet.evaluate(job.samples, part)["loss"].mean().item())
+    record = command.load(chosen / "shares.json")
+    assert [row["share"] for row in record["shares"]] == [0.9, 0.5]
+    assert record["shares"][1]["changes"][0] == pytest.approx(losses[1] - losses[0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [
+        ([[-1, -1.1, -0.9, -1, -1], [-2, -2.1, -1.9, -2, -2]], 0.5),  # both for sure: the better
+        ([[-1, -1.1, -0.9, -1, -1], [-9, 6, -9, 6, -9]], 0.9),  # better on average, but who knows
+        ([[1, 1.1, 0.9, 1, 1], [-1, 1, -1, 1, -1]], 1.0),
+        ([[float("nan")] * 5, [float("inf")] * 5], 1.0),  # retrainings that diverge
+    ],
+)
+def test_no_share_is_chosen_but_for_sure(chosen, monkeypatch, capsys, changes, share):
+    monkeypatch.setattr("training.shares.losses_held_out", lambda *_: np.array([[0.0] * 5, *changes]).ravel())
+    folder = prune(chosen.parent, *CHOOSE)
+    assert command.load(folder / "shares.json")["chosen"] == share
+    assert command.load(folder / "comparison.json")["ratio"] == share
+    assert f"share to keep: {'all' if share == 1 else share}" in capsys.readouterr().err
+    prune(chosen.parent, *CHOOSE, "--plots")
+    page = (folder / "report.html").read_text()
+    assert "Shares to keep, judged by 5 parts" in page and ("all are kept" in page) == (share == 1)
+
+
+def test_what_was_judged_is_not_judged_again(chosen, monkeypatch):
+    monkeypatch.setattr("training.shares.trained", None)
+    prune(chosen.parent, *CHOOSE)
+
+
+def test_seeds_may_choose_differently(tmp_path):
+    folder = prune(tmp_path, *CHOOSE, "--seeds", "2")
+    ratios = [command.load(folder / f"seed-{seed}/comparison.json")["ratio"] for seed in (0, 1)]
+    assert command.load(folder / "comparison.json")["ratio"] == pytest.approx(sum(ratios) / 2)
+
+
+def test_too_few_judges_are_refused(copy, capsys):
+    assert "too few" in refused(capsys, main_pruned.main(arguments(copy, *CHOOSE, "--val_folds", "100")))

@@ -29,6 +29,7 @@ def spread(values_S: Sequence[float | None]) -> dict[str, Any]:
 def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
     """The comparison over seeds; returns it as lines."""
     what, S = {key: records[0][key] for key in ("algorithm", "ratio", "steps", "folds")}, len(records)
+    what["ratio"] = statistics.fmean(r["ratio"] for r in records)  # --choose_ratio chooses for each seed
     method = what["algorithm"]
     stages = ("stage1", "stage2", "control")
     metric = metric_of(records[0]["stage1"])

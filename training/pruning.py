@@ -26,7 +26,7 @@ from training.deal import with_workers
 from training.identity import check_identity
 from training.protocols import check_differentiable, load_protocol
 from training.run import check_packages, claim, clear, prepare, recorded_execution, run_folder
-from training.scores import folds_of, keep_best, pruning_scores, scores_for
+from training.scores import choosing_folds, folds_of, keep_best, pruning_scores, scores_for
 from training.trainer import train
 from training.trajectory import RecordedRun
 from utils.digest import digest_tensors
@@ -203,7 +203,9 @@ def check_ratios(stage1: Stage1) -> None:
     pruned = config.prunes_by not in (None, "noprune")
     if pruned or config.sweep:
         folds_of(stage1.run, 0, config.val_folds)
-    for ratio in (*config.sweep, *([config.train_ratio] if pruned else [])):
+    if pruned and config.choose_ratio and len(stage1.job.val_ids) < 2 * (F := choosing_folds(config)):
+        raise UsageError(f"--choose_ratio needs {2 * F} validation samples: {len(stage1.job.val_ids)} are too few.")
+    for ratio in (*config.sweep, *(config.choose_ratio or [config.train_ratio] if pruned else [])):
         keep_best(torch.zeros(len(worker_n)), worker_n, ratio, config.prune_scope)
 
 
@@ -216,7 +218,7 @@ def stage2_dir(folder: Path, method: str, ratio: float, steps: int = 1, folds: i
 def check_stage2(config: PruningConfig) -> None:
     """Raises :class:`UsageError` where stage 2 is there already and no flag says what is to become of it: before
     anything is trained or scored."""
-    asked = config.resume or config.overwrite or config.audit or config.sweep
+    asked = config.resume or config.overwrite or config.audit or config.sweep or config.choose_ratio
     if config.prunes_by and not asked:
         how = manner(config, config.prunes_by)
         claim(config, stage2_dir(stage1_folder(config), config.prunes_by, config.train_ratio, **how))

@@ -44,15 +44,17 @@ def trained(job: Job, rounds: int, weights_Mn: Tensor, progress: Progress = igno
     return fleet
 
 
-def objective_values(job: Job, fleet: Fleet, target: str) -> Tensor:
-    """The validation objective F of each replica [M] (see ``utils.influence.targets``)."""
+def objective_values(job: Job, fleet: Fleet, target: str, judges: Tensor | None = None) -> Tensor:
+    """The validation objective F of each replica [M] (see ``utils.influence.targets``), on the whole validation set or
+    on the samples of these ids."""
+    ids = job.val_ids if judges is None else judges
     if target == "consensus":
-        return fleet.evaluate(job.samples, job.val_ids, fleet.consensus())["loss"].cpu()
+        return fleet.evaluate(job.samples, ids, fleet.consensus())["loss"].cpu()
     q_N = node_weights(fleet.num_workers, target)
     rows = fleet.rows_RD
     if target.startswith("worker:"):
-        return fleet.evaluate(job.samples, job.val_ids, rows[int(target[7:]) :: fleet.num_workers])["loss"].cpu()
-    loss_R = fleet.evaluate(job.samples, job.val_ids)["loss"]
+        return fleet.evaluate(job.samples, ids, rows[int(target[7:]) :: fleet.num_workers])["loss"].cpu()
+    loss_R = fleet.evaluate(job.samples, ids)["loss"]
     return loss_R.cpu().view(fleet.replicas, -1) @ q_N
 
 

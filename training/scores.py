@@ -100,11 +100,26 @@ def pruning_scores(method: str, run: RecordedRun, config: PruningConfig, folder:
     F = config.val_folds
     if F == 1 or method == "random":
         return scores_for(method, run, config, folder, final_state)[0]
-    by_fold_Fn = torch.stack(
-        [scores_for(method, run, config, folder, final_state, fold=(f, F))[0] for f in range(F)]
-    )
-    error_n = by_fold_Fn.std(0) / F**0.5
-    return torch.where(error_n > 0, by_fold_Fn.mean(0) / error_n, 0.0)
+    return signal(scores_by_fold(method, run, config, folder, final_state, F))
+
+
+def choosing_folds(config: PruningConfig) -> int:
+    """Parts of the validation set that judge shares for ``--choose_ratio``: ``--val_folds``, or 5 where that is less
+    than 3 (what one part judges, two others at least propose by their agreement)."""
+    return config.val_folds if config.val_folds > 2 else 5
+
+
+def scores_by_fold(
+    method: str, run: RecordedRun, config: PruningConfig, folder: Path, final_state: str, F: int
+) -> Tensor:
+    """Scores [F, n] of a method by each of F parts of the validation set."""
+    return torch.stack([scores_for(method, run, config, folder, final_state, fold=(f, F))[0] for f in range(F)])
+
+
+def signal(scores_Fn: Tensor) -> Tensor:
+    """The mean of scores over folds in units of its standard error [n]; 0 where all are equal."""
+    error_n = scores_Fn.std(0) / len(scores_Fn) ** 0.5
+    return torch.where(error_n > 0, scores_Fn.mean(0) / error_n, 0.0)
 
 
 def sound_scores(path: Path, *names: Sequence[str]) -> dict[str, Any] | None:

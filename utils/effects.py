@@ -253,6 +253,7 @@ EFFECTS: tuple[Effect, ...] = (
         (
             "pruning_algorithm",
             "train_ratio",
+            "choose_ratio",
             "prune_steps",
             "val_folds",
             "control",
@@ -283,6 +284,12 @@ EFFECTS: tuple[Effect, ...] = (
         "nothing is pruned by one method here (--pruning_algorithm METHOD does; --sweep has shares of its own)",
     ),
     Effect(
+        ("choose_ratio",),
+        lambda c: _prunes(c) and c.prunes_by != "random",
+        "nothing is pruned by the scores of one method (--pruning_algorithm METHOD does)",
+    ),
+    Effect(("train_ratio",), lambda c: not getattr(c, "choose_ratio", ()), "--choose_ratio chooses it"),
+    Effect(
         ("prune_steps", "val_folds"),
         lambda c: bool(_scores_that_prune(c)),
         "nothing is pruned by scores (--pruning_algorithm METHOD or --sweep does)",
@@ -292,7 +299,7 @@ EFFECTS: tuple[Effect, ...] = (
     ),
     Effect(
         ("control",),
-        lambda c: _prunes(c) and c.prunes_by != "random" and c.train_ratio < 1,
+        lambda c: _prunes(c) and c.prunes_by != "random" and (c.train_ratio < 1 or bool(c.choose_ratio)),
         "a random control is trained beside a pruning by another method, of a --train_ratio below 1",
     ),
     Effect(

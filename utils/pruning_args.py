@@ -36,6 +36,11 @@ class PruningConfig(Config):
     train_ratio: float = flag(
         0.95, "pruning", "share of the training samples to keep", check=SHARE, changes_results=False
     )
+    choose_ratio: tuple[float, ...] = flag(
+        (), "pruning", "shares to choose from instead of --train_ratio, as in 0.95 0.9 0.85 0.75 0.6: the one by which "
+        "parts of the validation set gain most that had no say in it, and all where none gains for sure; each costs a "
+        "retraining a part", check=FRACTION, changes_results=False,
+    )
     prune_steps: int = flag(
         1, "pruning", "prune in so many steps: score, prune a little, train again, score again; each costs a training "
         "and its scores", check=POSITIVE, changes_results=False,

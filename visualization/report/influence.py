@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from visualization.checked import load_sweep
+from utils.records import read_json
+from visualization.checked import Record, load_sweep
 from visualization.comparison_plots import comparisons_of, prunings
 from visualization.measures import Measure
 from visualization.report.parts import Cell, Table, number
@@ -74,7 +75,7 @@ def detection(run: Records) -> list[Table]:
 
 def pruned(folder: Path, comparisons: Sequence[dict[str, Any]], metric: Measure) -> list[Any]:
     """The prunings of a run, or of its seeds, against their random controls, and sweeps."""
-    parts: list[Any] = []
+    parts: list[Any] = shares(folder)
     if comparisons:
         rows = []
         for row in prunings(comparisons):
@@ -97,6 +98,23 @@ def pruned(folder: Path, comparisons: Sequence[dict[str, Any]], metric: Measure)
         parts += [Table(f"Test {metric.words} by the share kept", head, rows)]
         parts += pictures(folder, "sweep")
     return parts
+
+
+def shares(folder: Path) -> list[Table]:
+    """How held-out parts of the validation set judged the shares that could be kept (shares.json)."""
+    path = folder / "shares.json"
+    if not path.is_file():
+        return []
+    record, rows = Record(path, read_json(path)), []
+    chosen, parts = record.number("chosen"), record.count("folds")
+    for row in record.parts("shares"):
+        share, (low, high) = row.number("share"), row.numbers("interval", 2)
+        figures = [number(value, "+.4f") for value in (row.number("change", known=False), low, high)]
+        rows.append([number(share, ".4g"), *figures, "chosen" if share == chosen else ""])
+    title = f"Shares to keep, judged by {parts} parts of the validation set that did not propose them" + (
+        ": none changed their loss for sure, all are kept" if chosen == 1 else ""
+    )
+    return [Table(title, ["kept", "change of their loss", "from", "to (95 %)", ""], rows)]
 
 
 def _difference(values: np.ndarray | None, metric: Measure) -> Cell:
