@@ -91,7 +91,7 @@ def shares_said(record: dict[str, Any]) -> str:
         best = min(record["shares"], key=lambda row: row["change"] if math.isfinite(row["change"]) else math.inf)
         low, high = best["interval"]
         return (
-            f"share to keep: all, {judged}: no other changed their loss for sure (the best, {best['share']:g}, by "
+            f"share to keep: all, {judged}: no other lowers their loss for sure (the best, {best['share']:g}, by "
             f"{best['change']:+.4f} [{low:+.4f}, {high:+.4f}])"
         )
     row = next(row for row in record["shares"] if row["share"] == record["chosen"])

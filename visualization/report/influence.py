@@ -112,7 +112,7 @@ def shares(folder: Path) -> list[Table]:
         figures = [number(value, "+.4f") for value in (row.number("change", known=False), low, high)]
         rows.append([number(share, ".4g"), *figures, "chosen" if share == chosen else ""])
     title = f"Shares to keep, judged by {parts} parts of the validation set that did not propose them" + (
-        ": none changed their loss for sure, all are kept" if chosen == 1 else ""
+        ": none lowers their loss for sure, all are kept" if chosen == 1 else ""
     )
     return [Table(title, ["kept", "change of their loss", "from", "to (95 %)", ""], rows)]
 
