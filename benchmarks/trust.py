@@ -70,6 +70,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "smooth CNN, lr 0.1": ("--model", "cnn_smooth", "--lr", "0.1"),
     "smooth CNN, lr 0.2": ("--model", "cnn_smooth", "--lr", "0.2"),
     "smooth CNN, GroupNorm, lr 0.1": ("--model", "cnn_smooth_group", "--lr", "0.1"),
+    "smooth CNN, head on the map, lr 0.005": ("--model", "cnn_smooth_direct", "--lr", "0.005", "--batch_size", "8"),
+    "smooth CNN, head on the map, lr 0.01": ("--model", "cnn_smooth_direct", "--lr", "0.01", "--batch_size", "16"),
     "smooth CNN, Dirichlet 0.1": ("--model", "cnn_smooth", "--alpha", "0.1"),
     "smooth CNN, everyone with everyone": ("--model", "cnn_smooth", "--mode", "all"),
     **{name: ("--model", name) for name in VARIANTS},
