@@ -75,7 +75,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     **{name: ("--model", name) for name in VARIANTS},
 }
 LARGER: dict[str, tuple[str, ...]] = {  # for pictures of 28 pixels a side and more, measured where asked for
-    "smooth CNN, head on the map, lr 0.005": ("--model", "cnn_smooth_direct", "--lr", "0.005", "--batch_size", "8"),
+    "smooth CNN, head on the map": (
+        "--model", "cnn_smooth_direct", "--lr", "0.004", "--batch_size", "8", "--wd", "0.02",
+    ),
 }
 
 
