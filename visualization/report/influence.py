@@ -38,12 +38,17 @@ def scores(run: Records) -> list[Any]:
         ):
             head = ["sample", "score", "worker", run.shown.group, "where it lies"]
             table = [
-                [Cell(str(row.id), row.id), number(row.score, "+.3g"), row.owner, row.label, row.source]
+                [Cell(str(row.id), row.id), number(row.score, "+.3g"), _owner(row.owner), row.label, row.source]
                 + ([("flipped label" if row.id in flipped else "")] if flipped else [])
                 for row in chosen
             ]
             parts.append(Table(title, head + ["made bad"] * bool(flipped), table))
     return parts
+
+
+def _owner(text: str) -> Cell:
+    """A worker by its number, which its name begins with."""
+    return Cell(text, float(text.split()[0]))
 
 
 def belief(run: Records) -> list[Any]:
