@@ -93,9 +93,9 @@ def run(config: PruningConfig) -> dict[str, Any]:
         print(edges_said(stage1))
     method, run_dir = config.prunes_by, None
     if method:
-        ratio, reuse = share_to_keep(stage1, method), bool(results or config.choose_ratio)
+        ratio, shares = share_to_keep(stage1, method)
         run_dir = stage2_dir(stage1.folder, method, ratio, **manner(config, method))
-        record = results["comparison"] = prune(stage1, method, ratio, reuse)
+        record = results["comparison"] = prune(stage1, method, ratio, bool(results or shares), shares)
         if method != "noprune":
             node_view(stage1, method)
         print(comparison_said(record, stage1.folder))

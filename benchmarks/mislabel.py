@@ -150,7 +150,7 @@ def chosen_shares(config, runs: int, clean: bool) -> dict:
     )
     figures: dict[str, list[dict]] = {}
     for stage1 in stages(config, runs):
-        chosen = share_to_keep(stage1, "cascade")
+        chosen, _ = share_to_keep(stage1, "cascade")
         for name, share in {"chosen": chosen, **{f"{share:g}": share for share in FIXED}}.items():
             found = {"cascade": stage1.summary, "random": stage1.summary}
             if share < 1:  # else stage 2 would be stage 1 again
@@ -165,7 +165,7 @@ def chosen_shares(config, runs: int, clean: bool) -> dict:
                 row.append(cell([one["cascade"][key] - one[other][key] for one in of], scale, digits))
         rows.append(row)
     table(["kept", *(f"minus {o}, {w}" for o in ("stage 1", "random") for w in ("points", "test loss"))], rows)
-    return {"choices": figures}
+    return {"shares": config.choose_ratio, "choices": figures}
 
 
 def bad_workers(config, runs: int) -> dict:

@@ -105,10 +105,10 @@ def main(argv: list[str] | None = None) -> int:
         for name, seed in () if asked.table else wanted:
             if (name, seed) not in lines:
                 print(f"{name}, seed {seed}", file=sys.stderr)
-                folder = path.with_suffix("") / digest_json([flags(name, rest), seed])[:12]
+                folder = path.with_name(f"{path.name}.runs") / digest_json([flags(name, rest), seed])[:12]
                 lines[name, seed] = measured(name, seed, rest, folder)
                 log.append({"round": len(there) + len(lines), **lines[name, seed]})
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
         shown = [lines[key] for key in sorted(wanted, key=lambda key: asked.settings.index(key[0])) if key in lines]
         if not shown:
             raise UsageError(f"{path} has none of these yet: leave out --table.")
@@ -144,13 +144,13 @@ def measured(name: str, seed: int, rest: list[str], folder: Path) -> dict[str, A
     from utils.influence.targets import node_weights
     from utils.parser import parse
     from utils.pruning_args import PruningConfig
-    from utils.records import read_json, write_json
+    from utils.records import read_record, write_json
 
     config = parse(PruningConfig, [*flags(name, rest), "--seed", str(seed)], __doc__, varied=True)
     config = dataclasses.replace(config, results_dir=str(folder), quiet=True, plots=False, run_name="run", resume=True)
     stage1 = open_stage1(dataclasses.replace(config, methods=METHODS))
     kept = folder / "seconds.json"
-    seconds = read_json(kept) if kept.exists() else {"training": stage1.summary["seconds"]}
+    seconds = read_record(kept, "training") if kept.exists() else {"training": stage1.summary["seconds"]}
     for method in METHODS:
         if method not in seconds:
             start = time.perf_counter()

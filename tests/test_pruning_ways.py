@@ -18,6 +18,7 @@ from utils.parser import parse
 from utils.pruning_args import PruningConfig
 from utils.records import read_partition
 from utils.scores import read_scores
+from visualization.report import write_report
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_parts_judge_what_the_others_propose(chosen):
     for removed in ([], off.tolist()):
         fleet = trained(job, stage1.run.rounds, masks_without(job.sample_weights_n, [removed]))
         losses.append(fleet.evaluate(job.samples, part)["loss"].mean().item())
-    record = command.load(chosen / "shares.json")
+    record = command.load(chosen / "comparison.json")["shares"]
     assert [row["share"] for row in record["shares"]] == [0.9, 0.5]
     assert record["shares"][1]["changes"][0] == pytest.approx(losses[1] - losses[0], rel=1e-4)
 
@@ -153,12 +154,17 @@ def test_parts_judge_what_the_others_propose(chosen):
 def test_no_share_is_chosen_but_for_sure(chosen, monkeypatch, capsys, changes, share):
     monkeypatch.setattr("training.shares.losses_held_out", lambda *_: np.array([[0.0] * 5, *changes]).ravel())
     folder = prune(chosen.parent, *CHOOSE)
-    assert command.load(folder / "shares.json")["chosen"] == share
-    assert command.load(folder / "comparison.json")["ratio"] == share
+    record = command.load(folder / "comparison.json")
+    assert record["shares"]["chosen"] == record["ratio"] == share
+    replayed = command.load(folder / record["runs"]["stage2"][0] / "config.json")["config"]
+    assert replayed["choose_ratio"] == [] and replayed["train_ratio"] == share
     assert f"share to keep: {'all' if share == 1 else share}" in capsys.readouterr().err
     prune(chosen.parent, *CHOOSE, "--plots")
     page = (folder / "report.html").read_text()
-    assert "Shares to keep, judged by 5 parts" in page and ("all are kept" in page) == (share == 1)
+    assert "Shares to keep by delete, judged by 5 parts" in page and "all are kept" in page
+    (folder / f"comparison_delete_{share:g}.json").unlink()  # the others are of other choices
+    write_report(folder)
+    page = (folder / "report.html").read_text()
 
 
 def test_what_was_judged_is_not_judged_again(chosen, monkeypatch):
@@ -166,10 +172,39 @@ def test_what_was_judged_is_not_judged_again(chosen, monkeypatch):
     prune(chosen.parent, *CHOOSE)
 
 
-def test_seeds_may_choose_differently(tmp_path):
-    folder = prune(tmp_path, *CHOOSE, "--seeds", "2")
-    ratios = [command.load(folder / f"seed-{seed}/comparison.json")["ratio"] for seed in (0, 1)]
-    assert command.load(folder / "comparison.json")["ratio"] == pytest.approx(sum(ratios) / 2)
+def test_seeds_may_choose_differently(tmp_path, monkeypatch, capsys):
+    """What keeps all is its own control, and a real comparison of the mean share is not overwritten."""
+
+    def choice(stage1, removed, F):
+        gain = -1.0 - np.arange(2 * F) / 100 if stage1.config.seed == 0 else np.ones(2 * F)
+        return np.concatenate([np.zeros(F), gain])
+
+    monkeypatch.setattr("training.shares.losses_held_out", choice)
+    folder = prune(tmp_path, *CHOOSE, "--seeds", "2", "--plots")
+    record = command.load(folder / "comparison.json")
+    assert record["ratios"] == [0.5, 1] and record["ratio"] == 0.75
+    assert record == command.load(folder / "comparison_delete_chosen.json")
+    assert record["runs"]["control"] == ["seed-0/stage2_random_0.5", "seed-1/stage1"]
+    assert record["over_random"] is not None and (folder / "report.html").exists()
+
+
+def test_a_share_that_is_given_wins_over_one_that_a_replay_chooses(chosen, capsys):
+    words = ("--config", str(chosen / "stage1/config.json"), "--results_dir", str(chosen.parent), "--run_name", "run",
+             "--pruning_algorithm", "delete", "--train_ratio", "0.8", "--quiet", "--no-plots")  # fmt: skip
+    assert main_pruned.main(list(words)) == 0
+    assert command.load(chosen / "comparison.json")["ratio"] == 0.8
+    assert "no effect" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["random", "noprune"])
+def test_what_has_no_scores_does_not_choose(copy, method):
+    folder = prune(copy, "--pruning_algorithm", method, "--choose_ratio", "0.001", "--train_ratio", "0.5")
+    assert command.load(folder / "comparison.json")["ratio"] == {"random": 0.5, "noprune": 1}[method]
+
+
+def test_a_share_that_leaves_nothing_is_refused_by_its_flag(copy, capsys):
+    words = (*CHOOSE[:2], "--choose_ratio", "0.9", "0.001")
+    assert "--choose_ratio 0.001 would leave" in refused(capsys, main_pruned.main(arguments(copy, *words)))
 
 
 def test_too_few_judges_are_refused(copy, capsys):

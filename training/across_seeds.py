@@ -29,8 +29,14 @@ def spread(values_S: Sequence[float | None]) -> dict[str, Any]:
 def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
     """The comparison over seeds; returns it as lines."""
     what, S = {key: records[0][key] for key in ("algorithm", "ratio", "steps", "folds")}, len(records)
-    what["ratio"] = statistics.fmean(r["ratio"] for r in records)  # --choose_ratio chooses for each seed
-    method = what["algorithm"]
+    method, ratios = what["algorithm"], [r["ratio"] for r in records]
+    mixed = len(set(ratios)) > 1  # --choose_ratio chooses for each seed; what keeps all is its own control
+    if mixed:
+        what["ratio"] = statistics.fmean(ratios)
+        records = [
+            r | {"control": r["stage1"], "runs": r["runs"] | {"control": r["runs"]["stage1"]}} if r["ratio"] == 1 else r
+            for r in records
+        ]
     stages = ("stage1", "stage2", "control")
     metric = metric_of(records[0]["stage1"])
     key = f"test_{metric['name']}"
@@ -44,6 +50,7 @@ def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
     record = {
         "seeds": S,
         **what,
+        "ratios": ratios,
         "runs": {name: _runs(records, name) for name in stages},
         "metric": metric,
         **{f"{name}_{key}": spread(there[name]) if name in there else None for name in figures},
@@ -52,7 +59,10 @@ def summarize_comparisons(folder: Path, records: list[dict[str, Any]]) -> str:
         "over_random": over.get("control"),
         "verdict": verdict(method, metric, over["stage1"], over.get("control"), f"over {S} seeds"),
     }
-    write_comparison(folder, stage2_dir(folder, *what.values()), record)
+    run_dir = stage2_dir(folder, *what.values())
+    if mixed:
+        run_dir = run_dir.with_name(run_dir.name.replace(f"{what['ratio']:g}", "chosen", 1))
+    write_comparison(folder, run_dir, record)
     means = ", ".join(
         f"{record[f'{name}_{key}']['mean']:.4f} +- {record[f'{name}_{key}']['std']:.4f} {where}"
         for name, where in (("stage1", "in stage 1"), ("stage2", f"in stage 2 ({named(record)})"))

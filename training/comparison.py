@@ -25,10 +25,12 @@ Interval = tuple[float, float, float]  # mean, and the ends of its 95 % interval
 RESAMPLES = 200  # of the test samples, for metrics that are no means over samples
 
 
-def prune(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -> dict[str, Any]:
+def prune(
+    stage1: Stage1, method: str, ratio: float, reuse: bool = False, shares: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Stage 2, its random control (``--no-control``: without), and what they say; writes the comparison.
 
-    Returns the record, with ``verdict`` in words.
+    Returns the record, with ``verdict`` in words; ``shares``: how the ratio was chosen, for the record.
     """
     summary_random = random_dir = None
     if stage1.config.control and method not in ("random", "noprune") and ratio < 1:
@@ -46,6 +48,7 @@ def prune(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -> dic
         "ratio": 1.0 if method == "noprune" else ratio,
         **manner(stage1.config, method),
         "seed": stage1.config.seed,
+        "shares": shares,
         "runs": {
             "stage1": [stage1.run_dir.name],
             "stage2": [run_dir.name],

@@ -178,7 +178,7 @@ def open_stage1(config: PruningConfig) -> Stage1:
 def kept_ids(stage1: Stage1, method: str, ratio: float) -> Tensor:
     """Ids of the samples that stage 2 trains on; with ``--prune_steps`` K after K scorings, each of which leaves the
     same share of what the one before it left."""
-    if method == "noprune":
+    if method == "noprune" or ratio == 1:
         return stage1.job.train_ids
     config, worker_n = stage1.config, stage1.run.worker_of_n.cpu()
     scores_n = pruning_scores(method, stage1.run, config, stage1.folder / "influence", stage1.final_state)
@@ -203,10 +203,15 @@ def check_ratios(stage1: Stage1) -> None:
     pruned = config.prunes_by not in (None, "noprune")
     if pruned or config.sweep:
         folds_of(stage1.run, 0, config.val_folds)
-    if pruned and config.choose_ratio and len(stage1.job.val_ids) < 2 * (F := choosing_folds(config)):
+    if config.chooses and len(stage1.job.val_ids) < 2 * (F := choosing_folds(config)):
         raise UsageError(f"--choose_ratio needs {2 * F} validation samples: {len(stage1.job.val_ids)} are too few.")
-    for ratio in (*config.sweep, *(config.choose_ratio or [config.train_ratio] if pruned else [])):
-        keep_best(torch.zeros(len(worker_n)), worker_n, ratio, config.prune_scope)
+    one = config.choose_ratio if config.chooses else [config.train_ratio] if pruned else []
+    for flag, ratios in (("--sweep", config.sweep), ("--choose_ratio" if config.chooses else "--train_ratio", one)):
+        for ratio in ratios:
+            try:
+                keep_best(torch.zeros(len(worker_n)), worker_n, ratio, config.prune_scope)
+            except UsageError as error:
+                raise UsageError(str(error).replace("--train_ratio", flag, 1)) from error
 
 
 def stage2_dir(folder: Path, method: str, ratio: float, steps: int = 1, folds: int = 1) -> Path:
@@ -218,7 +223,7 @@ def stage2_dir(folder: Path, method: str, ratio: float, steps: int = 1, folds: i
 def check_stage2(config: PruningConfig) -> None:
     """Raises :class:`UsageError` where stage 2 is there already and no flag says what is to become of it: before
     anything is trained or scored."""
-    asked = config.resume or config.overwrite or config.audit or config.sweep or config.choose_ratio
+    asked = config.resume or config.overwrite or config.audit or config.sweep or config.chooses
     if config.prunes_by and not asked:
         how = manner(config, config.prunes_by)
         claim(config, stage2_dir(stage1_folder(config), config.prunes_by, config.train_ratio, **how))
@@ -243,6 +248,8 @@ def run_stage2(stage1: Stage1, method: str, ratio: float, reuse: bool = False) -
     }
     kept, unfinished = run_dir / "kept_samples.txt", run_dir.with_name(f"{run_dir.name}.kept_samples.tmp")
     config = stage2_config(stage1, None if method == "noprune" else unfinished)
+    if config.chooses:
+        config = dataclasses.replace(config, choose_ratio=(), train_ratio=ratio)  # what it was made with
     there = (run_dir / "config.json").exists()
     same = there and read_json(run_dir / "config.json").get("pruning") == pruning
     if same and reuse and not config.overwrite:

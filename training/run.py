@@ -39,8 +39,8 @@ OWN = ("dataset_path", "download", "device", "threads", "quiet", "ledger_keys")
 NAMED = ("dataset_name", "model", "protocol", "mode", "num_workers", "dirichlet", "nonIID", "partition", "alpha",
          "shards_per_worker", "seed")  # fmt: skip
 LONGEST_NAME = 100
-DERIVED = ("audit.*", "retrainings-*.json", "smoothness-*.json", "sweep.*", "comparison*", "node_view_*", "edges.png",
-           "scores_*.png", "extremes_*.png", "report.html")  # fmt: skip
+DERIVED = ("audit.*", "retrainings-*.json", "smoothness-*.json", "shares-*.json", "sweep.*", "comparison*",
+           "node_view_*", "edges.png", "scores_*.png", "extremes_*.png", "report.html")  # fmt: skip
 OVER_SEEDS = ("audit.json", "sweep.*", "comparison*.json", "summary.json", "seeds.png", "report.html")  # above seeds
 
 

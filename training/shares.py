@@ -24,21 +24,17 @@ from training.scores import choosing_folds, folds_of, keep_best, scores_by_fold,
 from utils.digest import digest_tensors
 from utils.influence.statistics import mean_interval
 from utils.progress import bar
-from utils.records import write_json
 
 
-def share_to_keep(stage1: Stage1, method: str) -> float:
+def share_to_keep(stage1: Stage1, method: str) -> tuple[float, dict[str, Any] | None]:
     """``--train_ratio`` or, with ``--choose_ratio``, the share of those by which the loss on held-out parts of the
-    validation set falls most, if its 95 % t interval over the parts excludes zero; 1 where none does.
-
-    Writes shares.json, and says what was chosen."""
-    config = stage1.config
-    if not config.choose_ratio or method in ("random", "noprune"):
-        return config.train_ratio
+    validation set falls most, if its 95 % t interval over the parts excludes zero; 1 where none does. Says what was
+    chosen, and gives the record of it, for the comparison."""
+    if not stage1.config.chooses:
+        return stage1.config.train_ratio, None
     record = held_out_changes(stage1, method)
-    write_json(stage1.folder / "shares.json", record)
     say(shares_said(record))
-    return record["chosen"]
+    return record["chosen"], record
 
 
 def held_out_changes(stage1: Stage1, method: str) -> dict[str, Any]:
@@ -53,10 +49,12 @@ def held_out_changes(stage1: Stage1, method: str) -> dict[str, Any]:
             by_n = others_Fn.mean(0) if config.val_folds == 1 else signal(others_Fn)
             removed.append(ids[~torch.isin(ids, keep_best(by_n, worker_n, share, config.prune_scope))])
     losses = losses_held_out(stage1, removed, F)
-    changes_RF = losses.reshape(-1, F)[1:] - losses[:F]
+    with np.errstate(invalid="ignore"):
+        changes_RF = losses.reshape(-1, F)[1:] - losses[:F]
     rows = []
     for share, changes_F in zip(shares, changes_RF, strict=True):
-        mean, low, high = mean_interval(changes_F.tolist())
+        finite = np.isfinite(changes_F).all()  # a retraining that diverged is no gain
+        mean, low, high = mean_interval(changes_F.tolist()) if finite else (math.inf,) * 3
         rows.append({"share": share, "change": mean, "interval": [low, high], "changes": changes_F.tolist()})
     better = [row for row in rows if row["interval"][1] < 0]
     chosen = min(better, key=lambda row: row["change"])["share"] if better else 1.0
@@ -88,11 +86,14 @@ def shares_said(record: dict[str, Any]) -> str:
     """What was chosen, and why, in a line."""
     judged = f"by {record['folds']} held-out parts of {record['validation_samples']} validation samples"
     if record["chosen"] == 1:
-        best = min(record["shares"], key=lambda row: row["change"] if math.isfinite(row["change"]) else math.inf)
+        finite = [row for row in record["shares"] if math.isfinite(row["change"])]
+        if not finite:
+            return f"share to keep: all, {judged}: retrainings on the others diverged"
+        best = min(finite, key=lambda row: row["change"])
         low, high = best["interval"]
         return (
-            f"share to keep: all, {judged}: no other lowers their loss for sure (the best, {best['share']:g}, by "
-            f"{best['change']:+.4f} [{low:+.4f}, {high:+.4f}])"
+            f"share to keep: all, {judged}: no other lowers their loss beyond its 95 % interval (the best, "
+            f"{best['share']:g}, by {best['change']:+.4f} [{low:+.4f}, {high:+.4f}])"
         )
     row = next(row for row in record["shares"] if row["share"] == record["chosen"])
     low, high = row["interval"]

@@ -288,7 +288,7 @@ EFFECTS: tuple[Effect, ...] = (
         lambda c: _prunes(c) and c.prunes_by != "random",
         "nothing is pruned by the scores of one method (--pruning_algorithm METHOD does)",
     ),
-    Effect(("train_ratio",), lambda c: not getattr(c, "choose_ratio", ()), "--choose_ratio chooses it"),
+    Effect(("train_ratio",), lambda c: not getattr(c, "chooses", False), "--choose_ratio chooses it"),
     Effect(
         ("prune_steps", "val_folds"),
         lambda c: bool(_scores_that_prune(c)),
@@ -299,7 +299,7 @@ EFFECTS: tuple[Effect, ...] = (
     ),
     Effect(
         ("control",),
-        lambda c: _prunes(c) and c.prunes_by != "random" and (c.train_ratio < 1 or bool(c.choose_ratio)),
+        lambda c: _prunes(c) and c.prunes_by != "random" and (c.train_ratio < 1 or c.chooses),
         "a random control is trained beside a pruning by another method, of a --train_ratio below 1",
     ),
     Effect(

@@ -137,7 +137,10 @@ def parse(config_class: type[C], argv: Sequence[str] | None, description: str, v
         config = config_class(**given)
     else:
         record = read_recorded(given["config"])
-        config = config_class(**{**recorded_fields(f"--config {given['config']}", record, hints), **given})
+        recorded = recorded_fields(f"--config {given['config']}", record, hints)
+        if "train_ratio" in given:
+            recorded.pop("choose_ratio", None)  # which would choose it
+        config = config_class(**{**recorded, **given})
         config = dataclasses.replace(config, **recorded_files(given["config"], record, config, given))
     if not varied:
         check_given(config, given)

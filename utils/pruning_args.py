@@ -155,6 +155,11 @@ class PruningConfig(Config):
         others = self.audit or self.smoothness or self.sweep or self.edges
         return self.pruning_algorithm or (None if others else "cascade")
 
+    @property
+    def chooses(self) -> bool:
+        """Whether the share to keep is chosen: by scores, of one method."""
+        return bool(self.choose_ratio) and self.prunes_by not in (None, "random", "noprune")
+
     def check(self) -> None:
         """Settings that do not go together."""
         super().check()

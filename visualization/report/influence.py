@@ -80,8 +80,10 @@ def detection(run: Records) -> list[Table]:
 
 def pruned(folder: Path, comparisons: Sequence[dict[str, Any]], metric: Measure) -> list[Any]:
     """The prunings of a run, or of its seeds, against their random controls, and sweeps."""
-    parts: list[Any] = shares(folder)
+    parts: list[Any] = []
     if comparisons:
+        for path in comparisons_of(folder):
+            parts += shares(path)
         rows = []
         for row in prunings(comparisons):
             ends = row.final.ends or (np.nan, np.nan)
@@ -105,20 +107,19 @@ def pruned(folder: Path, comparisons: Sequence[dict[str, Any]], metric: Measure)
     return parts
 
 
-def shares(folder: Path) -> list[Table]:
-    """How held-out parts of the validation set judged the shares that could be kept (shares.json)."""
-    path = folder / "shares.json"
-    if not path.is_file():
+def shares(path: Path) -> list[Table]:
+    """How held-out parts of the validation set judged the shares that a comparison could have kept."""
+    record = Record(path, read_json(path))
+    if not record.has("shares"):
         return []
-    record, rows = Record(path, read_json(path)), []
+    record, rows = record.part("shares"), []
     chosen, parts = record.number("chosen"), record.count("folds")
     for row in record.parts("shares"):
         share, (low, high) = row.number("share"), row.numbers("interval", 2)
         figures = [number(value, "+.4f") for value in (row.number("change", known=False), low, high)]
         rows.append([number(share, ".4g"), *figures, "chosen" if share == chosen else ""])
-    title = f"Shares to keep, judged by {parts} parts of the validation set that did not propose them" + (
-        ": none lowers their loss for sure, all are kept" if chosen == 1 else ""
-    )
+    title = f"Shares to keep by {record.text('algorithm')}, judged by {parts} parts of the validation set, each of "
+    title += "which had no say in what it judged" + (": none lowers their loss, all are kept" if chosen == 1 else "")
     return [Table(title, ["kept", "change of their loss", "from", "to (95 %)", ""], rows)]
 
 

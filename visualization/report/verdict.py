@@ -119,8 +119,11 @@ def _foretells(lds: float, low: float, high: float) -> str:
 
 def smoothness_says(found: dict[str, Any] | None) -> list[Text]:
     """How straight the way from weights to models is, where it was measured."""
-    if not found or found.get("mean") is None:
+    if not found:
         return []
+    if found.get("mean") is None:
+        why = "a retraining diverged, or nothing moved"
+        return [Text(f"Metasmoothness is not defined: {why}; scores cannot predict such a run.", "bad")]
     low, high = found.get("interval") or (None, None)
     ends = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
     text = f"Metasmoothness {found['mean']:.2f}{ends}".replace("-", "−")
