@@ -93,7 +93,7 @@ def run(config: PruningConfig) -> dict[str, Any]:
         print(edges_said(stage1))
     method, run_dir = config.prunes_by, None
     if method:
-        ratio, shares = share_to_keep(stage1, method)
+        ratio, shares = share_to_keep(stage1, method) if config.chooses else (config.train_ratio, None)
         run_dir = stage2_dir(stage1.folder, method, ratio, **manner(config, method))
         record = results["comparison"] = prune(stage1, method, ratio, bool(results or shares), shares)
         if method != "noprune":

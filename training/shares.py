@@ -26,12 +26,10 @@ from utils.influence.statistics import mean_interval
 from utils.progress import bar
 
 
-def share_to_keep(stage1: Stage1, method: str) -> tuple[float, dict[str, Any] | None]:
-    """``--train_ratio`` or, with ``--choose_ratio``, the share of those by which the loss on held-out parts of the
-    validation set falls most, if its 95 % t interval over the parts excludes zero; 1 where none does. Says what was
-    chosen, and gives the record of it, for the comparison."""
-    if not stage1.config.chooses:
-        return stage1.config.train_ratio, None
+def share_to_keep(stage1: Stage1, method: str) -> tuple[float, dict[str, Any]]:
+    """The share of ``--choose_ratio`` by which the loss on held-out parts of the validation set falls most, if its 95 %
+    t interval over the parts excludes zero; 1 where none does. Says what was chosen, and gives the record of it, for
+    the comparison."""
     record = held_out_changes(stage1, method)
     say(shares_said(record))
     return record["chosen"], record
