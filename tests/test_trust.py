@@ -90,13 +90,13 @@ def test_what_a_stopped_one_has_retrained_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("training.audit.retrain", stops_in_the_second_audit)
     with pytest.raises(KeyboardInterrupt):
         trust.main(words)
-    [kept] = (tmp_path / "trust").glob("*/seconds.json")
+    [kept] = (tmp_path / "trust.jsonl.runs").glob("*/seconds.json")
     seconds = json.loads(kept.read_text())
     monkeypatch.setattr("training.audit.retrain", lambda *a: retrained.append(len(a[2])) or real(*a))
     assert trust.main(words) == 0
     assert sum(retrained) == 2 * 5  # the whole run and four groups, of 1 and of 5 %
     assert json.loads((tmp_path / "trust.jsonl").read_text())["seconds"] == seconds
-    assert not list((tmp_path / "trust").iterdir())
+    assert not list((tmp_path / "trust.jsonl.runs").iterdir())
 
 
 @pytest.mark.slow
