@@ -1,11 +1,11 @@
 """Which share of the samples to keep: the scores propose, a part of the validation set that they have not seen decides.
 
 Scores fit the quirks of the samples that judge them, and their sums promise gains that are not there (digits without
-wrong labels, 143 validation samples: 0.05 of the loss for 30 % of the samples, where nothing was gained). So each of F
+wrong labels, 143 validation samples: docs/influence.md). So each of F
 parts of the validation set judges the prunings that the other parts propose, by a retraining with these samples
 switched off: cross-fitting.
 
-Legend: n samples, F folds, R shares.
+Legend: n samples, F folds, R shares, T retrainings.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def held_out_changes(stage1: Stage1, method: str) -> dict[str, Any]:
     config, worker_n, ids = stage1.config, stage1.run.worker_of_n.cpu(), stage1.job.train_ids
     F, shares = choosing_folds(config), sorted(set(config.choose_ratio), reverse=True)
     scores_Fn = scores_by_fold(method, stage1.run, config, stage1.folder / "influence", stage1.final_state, F)
-    removed: list[Tensor] = [ids[:0]] * F  # of the whole run, then of each share: by each part, what the others propose
+    removed = [ids[:0]]  # of the whole run; then of each share, for each part what the others propose
     for share in shares:
         for f in range(F):
             others_Fn = torch.cat([scores_Fn[:f], scores_Fn[f + 1 :]])
             by_n = others_Fn.mean(0) if config.val_folds == 1 else signal(others_Fn)
             removed.append(ids[~torch.isin(ids, keep_best(by_n, worker_n, share, config.prune_scope))])
-    losses = losses_held_out(stage1, removed, F)
+    losses_TF = losses_by_part(stage1, removed, F)
     with np.errstate(invalid="ignore"):
-        changes_RF = losses.reshape(-1, F)[1:] - losses[:F]
+        changes_RF = losses_TF[1:].reshape(-1, F, F).diagonal(axis1=1, axis2=2) - losses_TF[0]
     rows = []
     for share, changes_F in zip(shares, changes_RF, strict=True):
         finite = np.isfinite(changes_F).all()  # a retraining that diverged is no gain
@@ -60,24 +60,21 @@ def held_out_changes(stage1: Stage1, method: str) -> dict[str, Any]:
     return {"algorithm": method, "folds": F, "validation_samples": samples, "shares": rows, "chosen": chosen}
 
 
-def losses_held_out(stage1: Stage1, removed: list[Tensor], F: int) -> np.ndarray:
-    """The validation objective on part i % F of the validation set after a retraining without each of ``removed``; each
-    is kept as soon as it is there."""
+def losses_by_part(stage1: Stage1, removed: list[Tensor], F: int) -> np.ndarray:
+    """The validation objective on each of F parts of the validation set after a retraining without each of ``removed``
+    [T, F]; a fleet's are kept as soon as they are there."""
     config, job, rounds = stage1.config, stage1.job, stage1.run.rounds
-    digest = digest_tensors({str(i): ids for i, ids in enumerate(removed)})
+    digest = digest_tensors({str(t): ids for t, ids in enumerate(removed)})
     kept = Kept(stage1, "shares", {"rounds": rounds, "target": config.target, "folds": F, "removed": digest})
-    # The whole run is one training, which every part judges.
-    groups = [list(range(F)), *([i] for i in range(F, len(removed)))]
-    size = fleet_size(job, len(groups), config.memory_gb * 1e9)
-    fleets = kept.missing([sum(groups[at : at + size], []) for at in range(0, len(groups), size)])
+    size = fleet_size(job, len(removed), config.memory_gb * 1e9) * F
+    fleets = kept.missing([part.tolist() for part in torch.arange(len(removed) * F).split(size)])
     with bar(len(fleets) * rounds, "shares to keep: retrainings", "round", config.quiet) as ticks:
         for fleet in fleets:
-            trainings = list(dict.fromkeys(max(i, F - 1) for i in fleet))
-            off_Mn = masks_without(job.sample_weights_n, [removed[i].tolist() for i in trainings])
-            made = trained(job, rounds, off_Mn, ticks.update)
-            by_part = {f: objective_values(job, made, config.target, folds_of(stage1.run, f, F)) for f in range(F)}
-            kept.add(fleet, [float(by_part[i % F][trainings.index(max(i, F - 1))]) for i in fleet])
-    return np.array([kept.values[i] for i in range(len(removed))])
+            off = [removed[i // F].tolist() for i in fleet[::F]]
+            made = trained(job, rounds, masks_without(job.sample_weights_n, off), ticks.update)
+            losses = [objective_values(job, made, config.target, folds_of(stage1.run, f, F)) for f in range(F)]
+            kept.add(fleet, torch.stack(losses, dim=1).flatten().tolist())
+    return np.array([kept.values[i] for i in range(len(removed) * F)]).reshape(-1, F)
 
 
 def shares_said(record: dict[str, Any]) -> str:
