@@ -70,8 +70,9 @@ def nothing_trains(monkeypatch):
 
 
 @pytest.fixture
-def checks_only(monkeypatch):
-    """main and main_pruned up to where they would load data."""
+def checks_only(monkeypatch, tmp_path):
+    """main and main_pruned up to where they would load data, where folders of random names hurt nobody."""
+    monkeypatch.chdir(tmp_path)
     summary = {"test_accuracy": 0.5, "test_accuracy_std": 0.0, "epochs": 1.0, "seconds": 1.0}
     monkeypatch.setattr("training.run.train_seeds", lambda config: (summary, []))
     monkeypatch.setattr("training.run.each_seed", lambda config: [config])
