@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,11 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "smooth CNN, everyone with everyone": ("--model", "cnn_smooth", "--mode", "all"),
     **{name: ("--model", name) for name in VARIANTS},
 }
-LARGER: dict[str, tuple[str, ...]] = {  # for pictures of 28 pixels a side and more, measured where asked for
+LARGER: dict[str, tuple[str, ...]] = {  # measured where asked for: for larger pictures, or slow
     "smooth CNN, head on the map": (
         "--model", "cnn_smooth_direct", "--lr", "0.004", "--batch_size", "8", "--wd", "0.02",
     ),
+    "ResNet18, 4 workers": ("--model", "resnet18", "--num_workers", "4", "--batch_size", "16", "--epochs", "15"),
 }
 
 
@@ -92,27 +93,30 @@ def main(argv: list[str] | None = None) -> int:
     own = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     own.add_argument("--settings", nargs="+", default=list(SETTINGS), metavar="NAME", choices=[*SETTINGS, *LARGER])
     own.add_argument("--seeds", type=int, default=2, help="seeds of each [2]")
+    own.add_argument("--fractions", nargs="+", type=float, default=FRACTIONS, help="shares masked [0.01 0.05]")
     own.add_argument("--table", action="store_true", help="measure nothing")
     own.add_argument("--out", default="results/benchmarks/trust.jsonl", help="record; a picture goes beside it")
     asked, rest = own.parse_known_args(argv)
     try:
+        if not all(0 < fraction < 1 for fraction in asked.fractions):
+            raise UsageError("--fractions are shares of the samples, each between 0 and 1.")
         path = Path(asked.out)
         log = MetricsLog(path)
         there = log.read() if path.exists() else []
         same = [line for line in there if line["flags"] == flags(line["setting"], rest)]
-        lines = {(line["setting"], line["seed"]): line for line in same}
+        lines = {(line["setting"], line["seed"]): line for line in same if tells(line, asked.fractions)}
         wanted = [(name, seed) for seed in range(asked.seeds) for name in asked.settings]
         for name, seed in () if asked.table else wanted:
             if (name, seed) not in lines:
                 print(f"{name}, seed {seed}", file=sys.stderr)
                 folder = path.with_name(f"{path.name}.runs") / digest_json([flags(name, rest), seed])[:12]
-                lines[name, seed] = measured(name, seed, rest, folder)
+                lines[name, seed] = measured(name, seed, rest, folder, asked.fractions)
                 log.append({"round": len(there) + len(lines), **lines[name, seed]})
                 shutil.rmtree(folder, ignore_errors=True)
         shown = [lines[key] for key in sorted(wanted, key=lambda key: asked.settings.index(key[0])) if key in lines]
         if not shown:
             raise UsageError(f"{path} has none of these yet: leave out --table.")
-        print_table(shown)
+        print_table(shown, asked.fractions)
         print(plot_trust(shown, path.with_suffix(".png")))
     except UsageError as error:
         return refusal(error)
@@ -136,7 +140,12 @@ def flags(name: str, rest: list[str]) -> list[str]:
     return [*COMMON, *(SETTINGS | LARGER).get(name, ()), *rest]
 
 
-def measured(name: str, seed: int, rest: list[str], folder: Path) -> dict[str, Any]:
+def tells(line: dict[str, Any], fractions: Sequence[float]) -> bool:
+    """Whether a line of the record tells of all these shares."""
+    return set(map(str, fractions)) <= line["lds"].keys()
+
+
+def measured(name: str, seed: int, rest: list[str], folder: Path, fractions: Sequence[float]) -> dict[str, Any]:
     """A line of the record, by a run in this folder, which it goes on with where it was stopped."""
     from training.audit import audit
     from training.pruning import open_stage1
@@ -160,7 +169,7 @@ def measured(name: str, seed: int, rest: list[str], folder: Path) -> dict[str, A
     optimum = optimality(stage1.run, stage1.run.last_layer(weights_N))
     line = {"setting": name, "seed": seed, "flags": flags(name, rest), "accuracy": stage1.summary["test_accuracy"],
             "gradient_ratio": optimum, "seconds": seconds, "smoothness": {}, "lds": {}}  # fmt: skip
-    for fraction in FRACTIONS:
+    for fraction in fractions:
         stage1.config = dataclasses.replace(stage1.config, audit_fraction=fraction)
         record = audit(stage1)
         line["smoothness"][str(fraction)] = record["metasmoothness"]["mean"]
@@ -168,23 +177,23 @@ def measured(name: str, seed: int, rest: list[str], folder: Path) -> dict[str, A
     return line
 
 
-def print_table(lines: list[dict[str, Any]]) -> None:
+def print_table(lines: list[dict[str, Any]], fractions: Sequence[float]) -> None:
     """A row a setting, means over its seeds; then how metasmoothness and LDS go together."""
     from benchmarks.common import table
     from visualization.trust import together
 
-    rows = []
+    rows, masked = [], [str(fraction) for fraction in fractions]
     for name in dict.fromkeys(line["setting"] for line in lines):
         mean = functools.partial(mean_of, [line for line in lines if line["setting"] == name])
-        smooth = " / ".join(mean(lambda line, f=f: line["smoothness"][f]) for f in map(str, FRACTIONS))
-        pairs = [
-            " / ".join(mean(lambda line, f=f, m=m: line["lds"][f][m][0]) for f in map(str, FRACTIONS)) for m in METHODS
-        ]
-        cost = mean(lambda line: line["seconds"]["cascade"] / line["seconds"]["training"], digits=1)
+        smooth = " / ".join(mean(lambda line, f=f: line["smoothness"][f]) for f in masked)
+        lds = [" / ".join(mean(lambda line, f=f, m=m: line["lds"][f][m][0]) for f in masked) for m in METHODS]
+        cost = [mean(lambda line, m=m: line["seconds"][m] / line["seconds"]["training"], digits=1) for m in METHODS]
         ratio = mean(lambda line: line["gradient_ratio"])
-        rows.append([name, mean(lambda line: line["accuracy"], digits=3), smooth, ratio, *pairs, cost])
-    head = ["setting", "test accuracy", "metasmoothness, 1 / 5 %", "gradient ratio", *(f"LDS of {m}" for m in METHODS)]
-    table([*head, "cost of cascade, trainings"], rows)
+        rows.append([name, mean(lambda line: line["accuracy"], digits=3), smooth, ratio, *lds, " / ".join(cost)])
+    shares = " / ".join(f"{100 * fraction:g}" for fraction in fractions)
+    said_of = [f"LDS of {method}" for method in METHODS]
+    head = ["setting", "test accuracy", f"metasmoothness, {shares} %", "gradient ratio", *said_of]
+    table([*head, "cost of the four, trainings"], rows)
     print(together(lines))
     print(optimum_said(lines))
 

@@ -51,6 +51,11 @@ def test_the_table_and_the_picture_are_of_what_is_there(tmp_path, capsys):
     )
     assert out.with_suffix(".png").stat().st_size > 10_000
     assert trust.main(["--table", "--settings", "MLP, IID", "--out", str(out)]) == 2
+    assert trust.main(["--table", "--fractions", "0.05", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "metasmoothness, 5 %" in said and "| MLP | 0.900 | 0.85 | 0.08 | 0.94 |" in said
+    assert trust.main(["--table", "--fractions", "0.1", "--out", str(out)]) == 2  # the record has none of these
+    assert trust.main(["--table", "--fractions", "1.5", "--out", str(out)]) == 2
 
 
 def test_one_point_is_a_picture_too(tmp_path):
