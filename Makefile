@@ -74,7 +74,7 @@ test-anvil: $(VENV)/dev $(VENV)/ledger $(ANVIL)/anvil  ## the contracts' tests o
 	PATH="$(CURDIR)/$(ANVIL):$$PATH" $(RUN) -m pytest tests -k ledger -m anvil
 
 test-split: $(VENV)/dev  ## meshes of pipelines, and stages that are killed, stopped and restarted; five minutes
-	$(RUN) -m pytest tests/test_split.py -n auto -m mesh
+	$(RUN) -m pytest tests/test_split_processes.py -n auto -m mesh
 
 $(VENV)/browser: $(VENV)/dev requirements-browser.txt
 	$(VENV)/bin/pip install --quiet -r requirements-browser.txt -c constraints.txt

@@ -1,4 +1,4 @@
-"""Started by torchrun from test_split.py: several runs in stages in one start of processes.
+"""Started by torchrun from test_split_processes.py: several runs in stages in one start of processes.
 
 The argument is a folder; each run gets one in it, with the bytes that its processes sent each other beside it.
 """
