@@ -2,6 +2,7 @@
 path enumeration, loops of per-sample gradients, and each other."""
 
 import gc
+import warnings
 
 import pytest
 import torch
@@ -68,6 +69,22 @@ def test_cascade_is_exact_through_batchnorm_and_its_statistics(engine):
             weights_n[i] += sign * 1e-4
             values.append(final_objective(job, weights_n, "nodes"))
         assert -scores_n[i].item() == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-5, abs=1e-13)
+
+
+def test_cascade_warns_where_it_foretells_the_impossible(monkeypatch):
+    """That a loss falls by more than itself: here by a gradient far too large, as a chaotic training makes it."""
+    run = recorded(digits_job(model="mlp_tiny", num_workers=4, max_train=120))
+
+    def chaotic(*where):
+        value, gradient_ND = objective(*where)
+        return value, gradient_ND * 1e6
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        usual_n = cascade(run)
+    monkeypatch.setattr("utils.influence.cascade.objective", chaotic)
+    with pytest.warns(UserWarning, match="a random 5% of the samples moves the validation loss"):
+        torch.testing.assert_close(cascade(run), 1e6 * usual_n)
 
 
 def test_dice_is_the_sum_over_paths():

@@ -23,6 +23,8 @@ Legend: N workers, P trainable floats, D floats a row, n samples, T local steps.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -32,20 +34,35 @@ from utils.influence.targets import objective
 from utils.influence.trajectory import Trajectory
 from utils.progress import Progress, ignored
 
+MASKED = 0.05  # a mask whose foretold effect is held against the loss itself
 STEP_BACK = 3  # what a step back costs, in steps of the training; each is replayed once as well (ticks of the bar)
 
 
 def cascade(trajectory: Trajectory, target: str = "nodes", progress: Progress = ignored) -> Tensor:
     """Scores [n], float64: -dF/dw_i over the whole run; positive = the sample lowers the validation
     loss. Zero for samples outside training. ``progress`` gets :func:`ticks` in all."""
-    _, gradient_ND = objective(trajectory, trajectory.final(), target)
+    value, gradient_ND = objective(trajectory, trajectory.final(), target)
     adjoint = Adjoint.of_rows(gradient_ND, trajectory.P)
     scores_n = torch.zeros(len(trajectory.worker_of_n), dtype=torch.float64, device=gradient_ND.device)
     for t, rows_ND in trajectory.backwards(progress=progress):
         adjoint, back = step_back(trajectory, t, rows_ND, adjoint)
         accumulate(scores_n, back.ids_NB, back.products_NB)
         progress(STEP_BACK)
+    warn_where_impossible(scores_n[(trajectory.worker_of_n >= 0).to(scores_n.device)], value.item())
     return -scores_n
+
+
+def warn_where_impossible(scores_n: Tensor, value: float) -> None:
+    """A loss above 0 falls by no more than itself: where a random mask would typically have it do so, sensitivities
+    grew exponentially through a chaotic training (ResNet18 with BatchNorm: 10^6 times the loss; docs/trust.md)."""
+    typical = (MASKED * (1 - MASKED) * len(scores_n)) ** 0.5 * scores_n.std(correction=0).item()
+    if value > 0 and not typical <= value:
+        warnings.warn(
+            f"'cascade' says that switching off a random {MASKED:.0%} of the samples moves the validation loss of "
+            f"{value:.2g} by some {typical:.2g}: so rough a training has no derivative that foretells its retraining. "
+            "Take a smaller --lr, fewer --epochs, or a smooth --model (docs/trust.md)",
+            stacklevel=2,
+        )
 
 
 def ticks(trajectory: Trajectory) -> int:
