@@ -48,13 +48,17 @@ def cascade(trajectory: Trajectory, target: str = "nodes", progress: Progress = 
         adjoint, back = step_back(trajectory, t, rows_ND, adjoint)
         accumulate(scores_n, back.ids_NB, back.products_NB)
         progress(STEP_BACK)
-    warn_where_impossible(scores_n[(trajectory.worker_of_n >= 0).to(scores_n.device)], value.item())
-    return -scores_n
+    told = torch.cat([scores_n, value.detach().double().reshape(1)]).cpu()  # the device is waited for once
+    scores_n, value = -told[:-1], told[-1].item()
+    warn_where_impossible(scores_n[scores_n != 0], value)
+    return scores_n
 
 
 def warn_where_impossible(scores_n: Tensor, value: float) -> None:
     """A loss above 0 falls by no more than itself: where a random mask would typically have it do so, sensitivities
     grew exponentially through a chaotic training (ResNet18 with BatchNorm: 10^6 times the loss; docs/trust.md)."""
+    if not len(scores_n):
+        return
     typical = (MASKED * (1 - MASKED) * len(scores_n)) ** 0.5 * scores_n.std(correction=0).item()
     if value > 0 and not typical <= value:
         warnings.warn(
