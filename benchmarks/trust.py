@@ -78,6 +78,9 @@ LARGER: dict[str, tuple[str, ...]] = {  # measured where asked for: for larger p
     "smooth CNN, head on the map": (
         "--model", "cnn_smooth_direct", "--lr", "0.004", "--batch_size", "8", "--wd", "0.02",
     ),
+    "smooth CNN, stem, head on the map": (
+        "--model", "cnn_smooth_stem", "--lr", "0.004", "--batch_size", "8", "--wd", "0.02",
+    ),
     "ResNet18, 4 workers": ("--model", "resnet18", "--num_workers", "4", "--batch_size", "16", "--epochs", "15"),
 }
 

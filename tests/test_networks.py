@@ -209,6 +209,9 @@ def test_variants_of_the_smooth_cnn_have_the_parts_that_they_are_asked_for():
     network = smooth_variant(10, (1, 8, 8), nn.GELU, nn.MaxPool2d, groups=8, width=0.5)
     kinds = [type(module) for module in network]
     assert kinds[:4] == [nn.Conv2d, nn.GroupNorm, nn.GELU, nn.MaxPool2d] and network[0].out_channels == 16
+    network = smooth_variant(10, (1, 8, 8), stem=16, hidden=False)
+    assert [type(module) for module in network[:4]] == [nn.Conv2d, nn.SiLU, nn.Conv2d, nn.SiLU]
+    assert (network[0].out_channels, network[2].out_channels, network[-1].in_features) == (16, 32, 64 * 2 * 2)
     assert [tuple(p.shape) for p in load_model("cnn_smooth", 10, (1, 8, 8)).parameters()] == [
         tuple(p.shape) for p in load_model("cnn", 10, (1, 8, 8)).parameters()
     ]

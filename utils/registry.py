@@ -57,6 +57,7 @@ NETWORKS = {  # (outputs, input shape) -> nn.Module: networks/__init__.py
     "cnn_smooth": "networks.cnn:cnn_smooth",
     "cnn_smooth_group": "networks.cnn:cnn_smooth_group",
     "cnn_smooth_direct": "networks.cnn:cnn_smooth_direct",
+    "cnn_smooth_stem": "networks.cnn:cnn_smooth_stem",
     "cnn_group": "networks.cnn:cnn_group",
     "cnn_20_50": "networks.cnn:cnn_20_50",
     "mlp": "networks.mlp:mlp",
