@@ -91,7 +91,7 @@ def smoothness_said(record: dict[str, Any], fraction: float) -> str:
         return said
     return (
         f"{said}: below {SMOOTH:g} scores may predict retraining badly; what helps is a smaller --lr, fewer "
-        "--epochs, or a smooth --model (docs/trust.md)"
+        "--epochs, or a smooth --model: cnn_smooth_stem, mlp_smooth (docs/trust.md)"
     )
 
 

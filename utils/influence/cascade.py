@@ -62,7 +62,7 @@ def warn_where_impossible(scores_n: Tensor, value: float) -> None:
         warnings.warn(
             f"'cascade' says that switching off a random {MASKED:.0%} of the samples moves the validation loss of "
             f"{value:.2g} by some {typical:.2g}: so rough a training has no derivative that foretells its retraining. "
-            "Take a smaller --lr, fewer --epochs, or a smooth --model (docs/trust.md)",
+            "Take a smaller --lr, fewer --epochs, or a smooth --model: cnn_smooth_stem, mlp_smooth (docs/trust.md)",
             stacklevel=2,
         )
 
