@@ -49,7 +49,7 @@ def cnn_smooth_direct(num_classes: int, image_shape: tuple[int, int, int]) -> nn
 
 def cnn_smooth_stem(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Sequential:
     """:func:`cnn_smooth_direct` behind a convolution of 16 channels without pooling, so that features are seen at full
-    size first: a point more accurate, and as smooth (docs/trust.md)."""
+    size first: on Fashion-MNIST a point more accurate, and nearly as smooth (docs/trust.md)."""
     return smooth_variant(num_classes, image_shape, activation=nn.GELU, groups=8, hidden=False, stem=16)
 
 
