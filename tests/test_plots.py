@@ -10,22 +10,15 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
 from scipy import stats
 
 from utils.records import (
     MetricsLog,
     Run,
-    UsageError,
-    read_confusion,
     write_confusion,
     write_json,
     write_labels,
@@ -38,8 +31,8 @@ from visualization.checked import load_lines, load_summary, was_pruned
 from visualization.class_plots import count_classes, draw_confusion
 from visualization.finals import Final, load_final
 from visualization.measures import LOSS
-from visualization.several_runs import draw_compare, run_names
-from visualization.style import graph_edges, node_diameter, place_workers, plain, style
+from visualization.several_runs import draw_compare
+from visualization.style import plain, style
 
 CLASSES = 10
 
@@ -235,68 +228,6 @@ def test_class_mix_of_many_classes_and_long_names_stays_legible():
     assert len(figure.axes[0].get_xticks()) <= 25 and "sorted" in figure.axes[0].get_ylabel()
 
 
-@given(st.integers(1, 6), st.integers(1, 3), st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
-def test_edges_agree_with_the_dense_matrices(workers, period, random):
-    dense = np.array([[[random.choice([0, 0, 0.25, 0.5]) for _ in range(workers)] for _ in range(workers)]
-                      for _ in range(period)])  # fmt: skip
-    matrices = []
-    for matrix in dense:
-        receiver, sender = np.nonzero(matrix)
-        entry = {"receiver": receiver, "sender": sender, "weight": matrix[receiver, sender]}
-        matrices.append({key: values.tolist() for key, values in entry.items()})
-    lines_E2, arrows_E2 = graph_edges({"num_workers": workers, "matrices": matrices})
-    total = dense.sum(0)
-    pairs = list(itertools.combinations(range(workers), 2))
-    alike = {(i, j) for i, j in pairs if total[i, j] == total[j, i] > 0}
-    others = {(j, i) for i, j in itertools.permutations(range(workers), 2)
-              if total[i, j] > 0 and total[i, j] != total[j, i]}  # fmt: skip
-    assert sorted(map(tuple, lines_E2.tolist())) == sorted(alike)
-    assert sorted(map(tuple, arrows_E2.tolist())) == sorted(others)
-
-
-def test_topology_draws_lines_arrows_colours_and_numbers():
-    accuracy_N = np.linspace(0.5, 0.9, 8)
-    for mode, lines, arrows in ("ring", 8, 0), ("exponential", 4, 16), ("exponential_one_peer", 4, 16):
-        figure = plots.draw_topology(build_topology(mode, 8).to_json(), accuracy_N, "test accuracy")
-        axes, bar = figure.axes
-        edges, nodes = axes.collections
-        assert len(edges.get_segments()) == lines
-        assert len([patch for patch in axes.patches if isinstance(patch, FancyArrowPatch)]) == arrows
-        np.testing.assert_allclose(nodes.get_facecolors(), colormaps["viridis"](Normalize(0.5, 0.9)(accuracy_N)))
-        assert {text.get_text() for text in axes.texts} == {str(k) for k in range(8)}
-        assert bar.get_ylabel() == "test accuracy of the worker"
-
-
-@pytest.mark.slow
-def test_topology_says_what_it_leaves_out_and_survives_unknown_accuracies():
-    (axes,) = plots.draw_topology(build_topology("all", 300).to_json()).axes
-    assert "20,000 of 44,850 edges drawn" in axes.get_title(loc="left") and not axes.texts
-    axes, _ = plots.draw_topology(build_topology("ring", 3).to_json(), np.array([0.5, np.nan, 0.5])).axes
-    assert len(np.unique(axes.collections[1].get_facecolors(), axis=0)) == 2
-
-
-@pytest.mark.parametrize("mode", ["ring", "grid", "star", "random", "all"])
-@pytest.mark.parametrize("workers", [2, 7, 12, 36, 64])
-def test_nodes_have_a_place_of_their_own(mode, workers):
-    pairs_E2, _ = graph_edges(build_topology(mode, workers).to_json())
-    place_N2, torus = place_workers(mode, workers, pairs_E2)
-    assert torus == (mode == "grid" and workers in (12, 36, 64))
-    distance_NN = np.linalg.norm(place_N2[:, None] - place_N2, axis=-1) + 1e9 * np.eye(workers)
-    points = 340 * distance_NN.min() / np.ptp(place_N2, axis=0).max()
-    assert node_diameter(place_N2) < points, "two nodes touch"
-    if mode == "star" and workers > 2:
-        assert not place_N2[0].any()
-
-
-def test_a_torus_edge_around_the_sheet_becomes_two_stubs():
-    axes = plots.draw_topology(build_topology("grid", 12).to_json()).axes[0]  # 3 x 4
-    inner, around = 2 * 4 + 3 * 3, 4 + 3
-    segments = axes.collections[0].get_segments()
-    assert len(segments) == inner + 2 * around
-    assert max(np.linalg.norm(s[1] - s[0]) for s in segments) == 1
-
-
 def test_worker_figures_prefer_the_test_and_falls_back_to_the_last_evaluation(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     for round, values in enumerate([[0.1, 0.2], [0.3, 0.4], None]):
@@ -307,62 +238,6 @@ def test_worker_figures_prefer_the_test_and_falls_back_to_the_last_evaluation(tm
     write_json(tmp_path / "summary.json", {"worker_test_accuracy": [0.5, float("nan")]})
     accuracy_N, what = plots.worker_figures(lines, load_summary(tmp_path))
     assert accuracy_N[0] == 0.5 and np.isnan(accuracy_N[1]) and what == "test accuracy"
-
-
-def test_comparison_has_one_colour_a_run_and_only_the_panels_that_were_logged():
-    rng = np.random.default_rng(0)
-    several = {f"run{k}": [metrics_line(r, 4, rng, 1 + k) for r in range(0, 20, 2)] for k in range(3)}
-    for row in several["run1"]:
-        del row["bytes"]
-    figure = compare({name: [lines] for name, lines in several.items()}, 0.9)
-    assert_legible(figure)
-    final, *panels = figure.axes
-    assert [axes.get_xlabel() for axes in panels] == ["epoch", "simulated time (s)", "bytes sent"]
-    assert final.get_xlabel().startswith("test accuracy at the end")
-    assert [tick.get_text() for tick in final.get_yticklabels()] == list(several)
-    for k, name in enumerate(several):
-        curves = [axes.lines[k] for axes in panels]
-        assert {curve.get_label() for curve in curves} == {name}
-        assert {curve.get_color() for curve in curves} == {final.lines[k].get_color()}
-    assert panels[2].lines[0].get_xdata()[-1] == several["run0"][-1]["bytes"], "cumulative already"
-    assert panels[0].lines[0].get_xdata()[-1] == several["run0"][-1]["epoch"]
-    assert "not logged: 1 of 3 runs" in panels[2].texts[0].get_text()
-    assert len({axes_line.get_color() for axes_line in panels[0].lines}) == 3
-    for row in several["run2"]:  # no consensus model in one of them: all are shown by the workers' mean
-        row |= {"consensus_val_accuracy": None, "bytes": None, "virtual_seconds": None}
-    for row in several["run0"] + several["run1"]:
-        row |= {"bytes": None, "virtual_seconds": None}
-    _, axes = compare({name: [lines] for name, lines in several.items()}).axes
-    assert "mean of workers" in axes.get_ylabel()
-    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [row["val_accuracy"] for row in several["run0"]])
-
-
-def test_a_run_of_several_seeds_is_a_mean_with_its_deviation_on_a_sheet_of_several():
-    seeds = [[metrics_line(r, 4, np.random.default_rng(s), 1 + s) for r in range(0, 20, 2)] for s in range(3)]
-    figure = draw_compare({"a": seeds, "b": seeds[:1]}, {"a": Final(np.array([0.8, 0.9, 0.7])), "b": Final(NONE)})
-    assert_legible(figure)
-    final, epochs, seconds, _ = figure.axes
-    np.testing.assert_allclose(seconds.lines[0].get_xdata(), 2 * np.arange(0, 20, 2), err_msg="the mean pace is 2")
-    of_seeds_ST = np.array([[row["consensus_val_accuracy"] for row in lines] for lines in seeds])
-    np.testing.assert_allclose(epochs.lines[0].get_ydata(), of_seeds_ST.mean(0))
-    assert len(epochs.collections) == 1, "a single run has no deviation"
-    (bar,) = final.collections[0].get_segments()
-    np.testing.assert_allclose(bar[:, 0], [0.7, 0.9])
-    assert [text.get_text() for text in final.texts] == ["80.00%", "no figure"]
-    assert final.get_xlabel().endswith("bar: ± standard deviation over 3 seeds")
-
-
-def test_runs_that_send_little_keep_their_place_on_the_axis_of_bytes():
-    def run(sent):
-        return [[{"round": r, "epoch": r, "bytes": sent * r, "consensus_val_accuracy": 0.1 * r} for r in range(6)]]
-
-    figure = compare({"local": run(0), "cheap": run(10_000), "dear": run(50_000_000)})
-    assert_legible(figure)
-    axes = figure.axes[-1]
-    x = axes.transData.transform([(0, 0), (10_000, 0), (50_000, 0), (250_000_000, 0)])[:, 0]
-    assert (np.diff((x - x[0]) / (x[-1] - x[0])) > 0.08).all()
-    labels = [tick.get_text() for tick in axes.get_xticklabels()]
-    assert labels[:2] == ["0 B", "10 kB"] and len(labels) <= 6
 
 
 def test_a_sheet_of_losses_shows_losses_and_a_pruned_run_says_what_chose_its_samples(runs, tmp_path):
@@ -401,91 +276,9 @@ def test_logarithmic_ticks_are_plain_numbers(low, high):
         assert len(labels) >= 2 and all(float(label) > 0 for label in labels)
 
 
-def test_seeds_show_mean_and_sample_deviation_over_common_rounds():
-    curves = {0: [1.0, 0.8, 0.5], 1: [2.0, 1.0, 0.7], 2: [3.0, 1.5]}  # the third seed stopped early
-    several = [[{"round": r, "epoch": r, "consensus_val_loss": y, "val_accuracy": y / 4} for r, y in enumerate(ys)]
-               for ys in curves.values()]  # fmt: skip
-    loss, accuracy = plots.draw_seeds(several).axes
-    mean = loss.lines[-1]
-    np.testing.assert_allclose(mean.get_xdata(), [0, 1])
-    np.testing.assert_allclose(mean.get_ydata(), [2.0, 1.1])
-    band = loss.collections[0].get_paths()[0].vertices
-    np.testing.assert_allclose([band[band[:, 0] == 0, 1].min(), band[band[:, 0] == 0, 1].max()], [1.0, 3.0])
-    assert len(loss.lines) == 4 and "mean of workers" in accuracy.get_ylabel()
-    assert loss.get_xlabel() == "epoch"
-    figure = plots.draw_seeds(several, Final(np.array([0.90, 0.92, 0.94])))
-    assert figure.get_suptitle() == "Test accuracy at the end: 92.00% ± 2.00%"
-    assert not plots.draw_seeds(several[:1]).axes[0].collections, "one seed has no deviation"
-
-
-def test_names_are_the_parts_of_the_paths_that_differ(tmp_path):
-    assert run_names([tmp_path / "a/stage1", tmp_path / "b/stage1"]) == ["a", "b"]
-    assert run_names([tmp_path / "a/stage1", tmp_path / "a/stage2_if_0.8"]) == [
-        "stage1",
-        "stage2_if_0.8",
-    ]
-    assert len(set(run_names([tmp_path / "x", tmp_path / "x/x", tmp_path / "x/x/x"]))) == 3
-    with pytest.raises(UsageError, match="twice"):
-        run_names([tmp_path, tmp_path / "."])
-
-
-# ---- confusion ----------------------------------------------------------------------------------
-
-
-def confusion(classes: int, each: int = 40, seed: int = 0) -> np.ndarray:
-    """Counts [C, C] of a model that is mostly right."""
-    rng = np.random.default_rng(seed)
-    share_CC = 0.7 * np.eye(classes) + 0.3 * rng.dirichlet(np.full(classes, 0.2), classes)
-    return np.stack([rng.multinomial(each, share_C) for share_C in share_CC])
-
-
-def test_confusion_comes_back_as_written(tmp_path):
-    counts_CC, names = confusion(3), ["a", "$\\frac{$", "half \ud800 a pair"]
-    write_confusion(tmp_path, counts_CC.tolist(), names)
-    read_CC, read_names = read_confusion(tmp_path)
-    np.testing.assert_array_equal(read_CC, counts_CC)
-    assert read_CC.dtype == np.int64 and read_names == names
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("classes", [1, 2, 10, 12, 13, 100, 200])
-def test_confusion_is_legible_and_shows_the_accuracy_of_each_class(classes):
-    counts_CC = confusion(classes)
-    figure = draw_confusion(counts_CC, [f"n{c:08d} with a long name" for c in range(classes)])
-    assert_legible(figure)
-    heat, bars, *worst, _ = figure.axes
-    share_CC = counts_CC / counts_CC.sum(1, keepdims=True)
-    np.testing.assert_allclose(heat.images[0].get_array(), share_CC)
-    np.testing.assert_allclose([bar.get_width() for bar in bars.patches], share_CC.diagonal())
-    assert f"{counts_CC.trace() / counts_CC.sum():.1%} of {counts_CC.sum():,}" in heat.get_title(loc="left")
-    assert heat.get_xlabel() == "predicted class" and heat.get_ylabel() == "true class"
-    numbers = sorted(int(text.get_text()) for text in heat.texts)
-    assert numbers == (sorted(counts_CC[counts_CC > 0].tolist()) if classes <= 12 else [])
-    assert len(heat.get_xticks()) <= 25 and bool(worst) == (classes > 12)
-    if worst:
-        (listed,) = worst[0].texts
-        wrong_CC = counts_CC * (1 - np.eye(classes, dtype=int))
-        true, taken = np.unravel_index(wrong_CC.argmax(), wrong_CC.shape)
-        first, figures, *others = listed.get_text().split("\n")
-        assert f"n{true:08d}" in first.split("→")[0] and f"n{taken:08d}" in first.split("→")[1]
-        assert figures.strip() == f"{wrong_CC.max()} of 40 ({wrong_CC.max() / 40:.0%})" and len(others) == 22
-
-
-def test_confusion_with_nothing_to_show():
-    counts_CC = np.diag([5, 0, 3])
-    figure = draw_confusion(counts_CC, "abc")
-    assert_legible(figure)
-    heat, bars, _ = figure.axes
-    assert heat.images[0].get_array().mask.tolist() == [[False] * 3, [True] * 3, [False] * 3]
-    assert [text.get_text() for text in bars.texts] == ["100%", "n/a", "100%"]
-    assert_legible(draw_confusion(np.zeros((2, 2), int), "ab"))
-    right = draw_confusion(np.diag(np.full(20, 7)), [str(c) for c in range(20)])
-    assert right.axes[2].texts[0].get_text() == "nothing"
-
-
 def test_plot_run_draws_the_confusion_where_it_is_recorded(runs, tmp_path):
     shutil.copytree(runs[8], tmp_path / "stage1")
-    write_confusion(tmp_path / "stage1", confusion(CLASSES), [str(c) for c in range(CLASSES)])
+    write_confusion(tmp_path / "stage1", np.diag(np.full(CLASSES, 9)), [str(c) for c in range(CLASSES)])
     paths = plots.plot_run(tmp_path / "stage1")
     assert paths[-1].name == "confusion.png" and imread(paths[-1]).shape[0] > 600
 
@@ -525,7 +318,7 @@ def test_what_is_drawn_of_names():
 
 
 def test_every_picture_takes_any_name():
-    counts_CC = confusion(len(NASTY))
+    counts_CC = np.random.default_rng(0).integers(0, 40, (len(NASTY), len(NASTY)))
     lines = [metrics_line(round, 4, np.random.default_rng(0)) for round in range(4)]
     figures = [
         plots.draw_class_mix(counts_CC, NASTY),
